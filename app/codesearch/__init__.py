@@ -1,0 +1,1 @@
+"""Code search: describe what you need in English, get the functions that do it."""

@@ -1,0 +1,373 @@
+# Copyright the mlops-appliance authors. SPDX-License-Identifier: Apache-2.0
+"""What a service is, and the systemd unit that runs it: pure functions, no input or output."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+PREFIX = "mlops"
+TARGET = "mlops.target"
+AWAIT_HEALTHY = "/usr/local/lib/mlops/await-healthy"
+DOCKER = "/usr/bin/docker"
+UNIT_LABEL = "mlops.unit"
+FINGERPRINT_LABEL = "mlops.fingerprint"
+
+# Time systemd grants `docker create`, network connects and the clean-up of a stale container, in seconds.
+CREATE_TIMEOUT = 60
+
+AWAIT_HEALTHY_SCRIPT = """\
+#!/bin/sh
+# await-healthy CONTAINER SECONDS: ExecStartPost of every appliance unit, so that "started" means "healthy".
+# systemd sets MAINPID to the attached docker client: when that is gone, so is the container.
+container=$1
+deadline=$(($(date +%s) + $2))
+until [ "$(docker inspect --format '{{.State.Health.Status}}' "$container" 2>/dev/null)" = healthy ]; do
+    if ! kill -0 "$MAINPID" 2>/dev/null; then
+        echo "$container exited before it was healthy" >&2
+        exit 1
+    fi
+    if [ "$(date +%s)" -ge "$deadline" ]; then
+        echo "$container was not healthy within $2 s; its last health check said:" >&2
+        docker inspect --format '{{with .State.Health}}{{range .Log}}{{println .Output}}{{end}}{{end}}' "$container" |
+            grep . | tail -n 3 >&2
+        exit 1
+    fi
+    sleep 0.2
+done
+"""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MEMORY = re.compile(r"[1-9][0-9]*[kmg]")
+_USER = re.compile(r"[0-9]+:[0-9]+")
+_PUBLISH = re.compile(r"(?:(?:\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?P<host>[0-9]+):(?P<container>[0-9]+)(?:/(?:tcp|udp))?")
+_SYSTEMD_SAFE = re.compile(r"[A-Za-z0-9_@%+=:,./\[\]{}-]+")
+
+
+class InvalidSpecError(ValueError):
+    """A setting of the service cannot be right; the message names the setting, its value and the way out."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """The check that decides whether the service is healthy.
+
+    Attributes:
+        command: shell command, run inside the container; exit status 0 is healthy.
+        interval: seconds between two checks of a running service.
+        timeout: seconds after which one check counts as failed.
+        retries: failed checks in a row that make the service unhealthy.
+    """
+
+    command: str
+    interval: int = 10
+    timeout: int = 5
+    retries: int = 3
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A file under ``/etc/mlops/<service>/``, bind-mounted read-only at ``target``."""
+
+    name: str
+    content: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A file under ``/etc/mlops/secrets/``, readable in the container at ``target`` and nowhere else.
+
+    ``content`` is None for a secret that the host generates once and keeps.
+    """
+
+    name: str
+    target: str
+    content: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class ContainerSpec:
+    """One service: everything that decides how its container runs. Times are in seconds."""
+
+    name: str
+    image: str
+    description: str
+    health: Health
+    command: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    files: tuple[ConfigFile, ...] = ()
+    secrets: tuple[Secret, ...] = ()
+    volumes: tuple[str, ...] = ()
+    tmpfs: dict[str, str] = field(default_factory=dict)
+    networks: tuple[str, ...] = (PREFIX,)
+    publish: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    user: str = "10001:10001"
+    capabilities: tuple[str, ...] = ()
+    read_only: bool = True
+    init: bool = False
+    memory: str = "256m"
+    cpus: float = 1.0
+    pids_limit: int = 256
+    start_timeout: int = 60
+    stop_timeout: int = 20
+
+    @property
+    def container(self) -> str:
+        return f"{PREFIX}-{self.name}"
+
+    @property
+    def unit(self) -> str:
+        return f"{self.container}.service"
+
+    @property
+    def config_dir(self) -> str:
+        return f"/etc/mlops/{self.name}"
+
+    @property
+    def runtime_dir(self) -> str:
+        """Where systemd lays readable copies of the secrets: a tmpfs, gone when the unit stops."""
+        return f"/run/mlops/{self.name}"
+
+    @classmethod
+    def from_params(cls, params: dict[str, Any]) -> ContainerSpec:
+        """Build the specification from the parameters of the module.
+
+        Raises:
+            InvalidSpecError: a value has the right type but cannot work.
+        """
+        spec = cls(
+            name=params["name"],
+            image=params["image"],
+            description=params["description"],
+            health=Health(**params["health"]),
+            command=tuple(params["command"]),
+            environment={key: _environment_text(value) for key, value in params["environment"].items()},
+            files=tuple(ConfigFile(**item) for item in params["files"]),
+            secrets=tuple(Secret(**item) for item in params["secrets"]),
+            volumes=tuple(params["volumes"]),
+            tmpfs={path: str(size) for path, size in params["tmpfs"].items()},
+            networks=tuple(params["networks"]),
+            publish=tuple(params["publish"]),
+            after=tuple(params["after"]),
+            user=params["user"],
+            capabilities=tuple(params["capabilities"]),
+            read_only=params["read_only"],
+            init=params["init"],
+            memory=params["memory"],
+            cpus=params["cpus"],
+            pids_limit=params["pids_limit"],
+            start_timeout=params["start_timeout"],
+            stop_timeout=params["stop_timeout"],
+        )
+        validate(spec)
+        return spec
+
+
+def _environment_text(value: Any) -> str:
+    # YAML's true is what a person writes; a program expects the lower-case word.
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def validate_name(name: str) -> None:
+    """Raise InvalidSpecError unless ``name`` can name a unit, a container and a DNS alias."""
+    _require(_NAME.fullmatch(name), "name", name, "use lower-case letters, digits and underscores")
+
+
+def validate(spec: ContainerSpec) -> None:
+    """Raise InvalidSpecError for the first setting that cannot work."""
+    validate_name(spec.name)
+    _require(spec.image and not re.search(r"\s", spec.image), "image", spec.image, "give a reference such as name:tag")
+    _require("\n" not in spec.description, "description", spec.description, "keep it on one line")
+    _require(spec.networks, "networks", list(spec.networks), "name at least one network")
+    _require(_USER.fullmatch(spec.user), "user", spec.user, "give numeric ids, such as 10001:10001")
+    _require(
+        not spec.user.startswith("0:"), "user", spec.user, "appliance containers never run as root: give another id"
+    )
+    _require(_MEMORY.fullmatch(spec.memory), "memory", spec.memory, "give a size such as 512m or 2g")
+    _require(spec.cpus > 0, "cpus", spec.cpus, "give a number above 0, such as 0.5")
+    for setting in ("pids_limit", "start_timeout", "stop_timeout"):
+        value = getattr(spec, setting)
+        _require(value > 0, setting, value, "give a whole number above 0")
+    for path, size in spec.tmpfs.items():
+        _require(path.startswith("/"), "tmpfs", path, "give an absolute path")
+        _require(_MEMORY.fullmatch(size), f"tmpfs[{path}]", size, "give a size such as 64m")
+    for port in spec.publish:
+        match = _PUBLISH.fullmatch(port)
+        numbers = [int(match["host"]), int(match["container"])] if match else [0]
+        _require(
+            all(0 < number < 65536 for number in numbers), "publish", port, "write it as address:port:container_port"
+        )
+    for volume in spec.volumes:
+        _require(1 <= volume.count(":") <= 2, "volumes", volume, "write it as name:/path or name:/path:ro")
+    for item in (*spec.files, *spec.secrets):
+        _require(_FILE_NAME.fullmatch(item.name), "file name", item.name, "use letters, digits, dot, dash, underscore")
+        _require(item.target.startswith("/"), f"target of {item.name}", item.target, "give an absolute path")
+    for name in spec.after:
+        validate_name(name)
+
+
+def _require(condition: object, setting: str, value: object, way_out: str) -> None:
+    if not condition:
+        raise InvalidSpecError(f"{setting}: {value!r} cannot work: {way_out}.")
+
+
+def systemd_quote(argument: str) -> str:
+    """Quote one argument for an ``Exec…=`` line so that systemd passes it on to the letter.
+
+    Source: systemd.syntax(7) "Quoting" and systemd.unit(5) "Specifiers".
+    """
+    escaped = argument.replace("%", "%%").replace("$", "$$")
+    if _SYSTEMD_SAFE.fullmatch(escaped):
+        return escaped
+    for raw, written in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\t", "\\t")):
+        escaped = escaped.replace(raw, written)
+    return f'"{escaped}"'
+
+
+def run_options(spec: ContainerSpec, config_dir: str, secrets_dir: str) -> list[str]:
+    """The options of ``docker create`` and ``docker run`` that confine, connect and feed the container.
+
+    Args:
+        spec: the service.
+        config_dir: where the configuration files lie on the host.
+        secrets_dir: where the readable copies of the secrets lie on the host.
+    """
+    options = [
+        f"--user={spec.user}",
+        "--cap-drop=ALL",
+        *(f"--cap-add={capability}" for capability in spec.capabilities),
+        "--security-opt=no-new-privileges",
+        *(["--read-only"] if spec.read_only else []),
+        *(f"--tmpfs={path}:rw,nosuid,nodev,noexec,size={size},mode=1777" for path, size in spec.tmpfs.items()),
+        f"--memory={spec.memory}",
+        f"--memory-swap={spec.memory}",
+        f"--cpus={spec.cpus:g}",
+        f"--pids-limit={spec.pids_limit}",
+        *(["--init"] if spec.init else []),
+        f"--network={spec.networks[0]}",
+        *(f"--env={key}={value}" for key, value in sorted(spec.environment.items())),
+        *(f"--volume={volume}" for volume in spec.volumes),
+    ]
+    for item, directory in [
+        *((item, config_dir) for item in spec.files),
+        *((item, secrets_dir) for item in spec.secrets),
+    ]:
+        options.append(f"--mount=type=bind,source={directory}/{item.name},target={item.target},readonly")
+    return options
+
+
+def create_command(spec: ContainerSpec, fingerprint: str) -> list[str]:
+    """The ``docker create`` command line of the service's container."""
+    return [
+        DOCKER,
+        "create",
+        f"--name={spec.container}",
+        f"--hostname={spec.name}",
+        f"--label={UNIT_LABEL}={spec.unit}",
+        f"--label={FINGERPRINT_LABEL}={fingerprint}",
+        "--pull=never",
+        *run_options(spec, spec.config_dir, spec.runtime_dir),
+        f"--network-alias={spec.name}",
+        *(f"--publish={port}" for port in spec.publish),
+        f"--health-cmd={spec.health.command}",
+        f"--health-interval={spec.health.interval}s",
+        f"--health-timeout={spec.health.timeout}s",
+        f"--health-retries={spec.health.retries}",
+        # While it starts, a failed check is no verdict and a passed one is seen within a second.
+        f"--health-start-period={spec.start_timeout}s",
+        "--health-start-interval=1s",
+        f"--stop-timeout={spec.stop_timeout}",
+        spec.image,
+        *spec.command,
+    ]
+
+
+def render_unit(spec: ContainerSpec, fingerprint: str) -> str:
+    """The text of the service's systemd unit.
+
+    Args:
+        spec: the service.
+        fingerprint: what `fingerprint_of` says; it becomes a label of the container.
+    """
+    dependencies = [f"{PREFIX}-{name}.service" for name in spec.after]
+
+    def command(*arguments: str) -> str:
+        return " ".join(systemd_quote(argument) for argument in arguments)
+
+    uid, gid = spec.user.split(":")
+    start = [f"ExecStartPre=-/usr/bin/timeout 30 {DOCKER} rm --force {spec.container}"]
+    start += [
+        "ExecStartPre="
+        + command(
+            *("/usr/bin/install", f"--owner={uid}", f"--group={gid}", "--mode=0400"),
+            f"/etc/mlops/secrets/{secret.name}",
+            f"{spec.runtime_dir}/{secret.name}",
+        )
+        for secret in spec.secrets
+    ]
+    start.append("ExecStartPre=" + command(*create_command(spec, fingerprint)))
+    start += [
+        "ExecStartPre=" + command(DOCKER, "network", "connect", f"--alias={spec.name}", network, spec.container)
+        for network in spec.networks[1:]
+    ]
+    lines = [
+        "# Written by Ansible (systemd_container): changes made here are overwritten.",
+        "[Unit]",
+        f"Description={spec.description.replace('%', '%%')}",
+        f"PartOf={TARGET}",
+        "Requires=docker.service",
+        " ".join(["After=docker.service", *dependencies]),
+        *([f"Wants={' '.join(dependencies)}"] if dependencies else []),
+        "StartLimitIntervalSec=600",
+        "StartLimitBurst=20",
+        "",
+        "[Service]",
+        "Type=exec",
+        *([f"RuntimeDirectory=mlops/{spec.name}", "RuntimeDirectoryMode=0700"] if spec.secrets else []),
+        *start,
+        f"ExecStart={DOCKER} start --attach {spec.container}",
+        f"ExecStartPost={AWAIT_HEALTHY} {spec.container} {spec.start_timeout}",
+        f"ExecStop={DOCKER} stop --time={spec.stop_timeout} {spec.container}",
+        f"ExecStopPost=-/usr/bin/timeout 30 {DOCKER} rm --force {spec.container}",
+        "Restart=always",
+        # 1 s after the first failure, up to 30 s apart when it keeps failing.
+        "RestartSec=1",
+        "RestartSteps=6",
+        "RestartMaxDelaySec=30",
+        f"TimeoutStartSec={spec.start_timeout + CREATE_TIMEOUT}",
+        f"TimeoutStopSec={spec.stop_timeout + CREATE_TIMEOUT}",
+        f"SyslogIdentifier={spec.container}",
+        "",
+        "[Install]",
+        f"WantedBy={TARGET}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def fingerprint_of(spec: ContainerSpec, image_id: str, secrets: dict[str, str], key: bytes) -> str:
+    """Digest of everything that the running container depends on.
+
+    Args:
+        spec: the service.
+        image_id: the id of the image that ``spec.image`` stands for on the host.
+        secrets: contents of the secrets by name.
+        key: a key of the host's own, so that the digest, which `docker inspect` shows, tells nothing about a secret.
+
+    Returns:
+        The first 32 hexadecimal digits of an HMAC-SHA256.
+    """
+    document = {
+        "unit": render_unit(spec, fingerprint=""),
+        "files": {item.name: item.content for item in spec.files},
+        "secrets": secrets,
+        "image": image_id,
+    }
+    return hmac.new(key, json.dumps(document, sort_keys=True).encode(), hashlib.sha256).hexdigest()[:32]

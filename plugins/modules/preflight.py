@@ -1,0 +1,138 @@
+#!/usr/bin/python
+# Copyright the mlops-appliance authors. SPDX-License-Identifier: Apache-2.0
+"""Ansible module: look at a host before anything on it is changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: preflight
+short_description: Look at a host before anything on it is changed
+description:
+  - Fails, naming the setting, when the host cannot take what the run wants to put on it.
+  - Its action plugin checks the request and the settings first, on the controller.
+options:
+  ports:
+    description: Wanted ports by the setting that claims them.
+    type: dict
+    default: {}
+  disk_free_mb:
+    description: Free space that must be there, in MB, by path.
+    type: dict
+    default: {}
+attributes:
+  check_mode: {support: full, description: It only looks.}
+author: [The mlops-appliance authors]
+"""
+
+RETURN = r"""
+engine_present:
+  description: Whether a container engine answers on the host.
+  returned: success
+  type: bool
+"""
+
+LISTENING = "0A"
+SUPPORTED = {"debian": 13}
+
+
+def listening_ports(tables: Iterable[str]) -> set[int]:
+    """TCP ports that something listens on.
+
+    Args:
+        tables: texts of ``/proc/net/tcp`` and ``/proc/net/tcp6``; their format is in proc(5).
+    """
+    rows = (line.split() for table in tables for line in table.splitlines()[1:])
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == LISTENING}
+
+
+def published_ports(inspected: str) -> set[int]:
+    """Host ports that containers publish.
+
+    Args:
+        inspected: what ``docker inspect`` printed of the containers.
+    """
+    return {
+        int(binding["HostPort"])
+        for container in json.loads(inspected or "[]")
+        for bindings in (container["HostConfig"]["PortBindings"] or {}).values()
+        for binding in bindings or []
+        if binding["HostPort"]
+    }
+
+
+def wrong_system(os_release: str) -> list[str]:
+    """Complaints about a system that the appliance is not made for.
+
+    Args:
+        os_release: the text of ``/etc/os-release``.
+    """
+    lines = (line.split("=", 1) for line in os_release.splitlines() if "=" in line)
+    values = {key: value.strip('"') for key, value in lines}
+    system, version = values.get("ID", "unknown"), values.get("VERSION_ID", "0")
+    wanted = SUPPORTED.get(system)
+    if wanted is not None and int(version.split(".")[0]) >= wanted:
+        return []
+    return [f"the host runs {system} {version}: the appliance needs Debian 13 or newer (systemd 254, Docker 25)."]
+
+
+def full_disks(wanted: Mapping[str, int]) -> list[str]:
+    """Complaints about file systems with too little room.
+
+    Args:
+        wanted: free space in MB by path; the nearest existing parent of a path counts.
+    """
+    complaints = []
+    for path, megabytes in wanted.items():
+        place = next(parent for parent in (Path(path), *Path(path).parents) if parent.exists())
+        free = shutil.disk_usage(place).free // 1_000_000
+        if free < int(megabytes):
+            complaints.append(
+                f"preflight_disk_free_mb: {path} has {free} MB free and {megabytes} MB are wanted: "
+                "free space there, or lower the setting."
+            )
+    return complaints
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "ports": {"type": "dict", "default": {}},
+            "disk_free_mb": {"type": "dict", "default": {}},
+        },
+        supports_check_mode=True,
+    )
+    complaints = wrong_system(Path("/etc/os-release").read_text(encoding="utf-8"))
+    if os.geteuid() != 0:
+        complaints.append("ansible_user: tasks need root on the host: log in as root or set ansible_become: true.")
+    complaints += full_disks(module.params["disk_free_mb"])
+
+    ours: set[int] = set()
+    engine_present = False
+    docker = module.get_bin_path("docker")
+    if docker:
+        code, out, _ = module.run_command([docker, "ps", "--quiet", "--filter=label=mlops.unit"])
+        engine_present = code == 0
+        if out.split():
+            ours = published_ports(module.run_command([docker, "inspect", *out.split()])[1])
+    tables = [path.read_text(encoding="ascii") for path in map(Path, ("/proc/net/tcp", "/proc/net/tcp6")) if path.exists()]
+    taken = listening_ports(tables) - ours
+    complaints += [
+        f"{setting}: port {port} of the host is in use by another program: stop that, or set {setting} to a free port."
+        for setting, port in module.params["ports"].items()
+        if int(port) in taken
+    ]
+    if complaints:
+        module.fail_json(msg="Nothing was changed. " + "\n".join(complaints))
+    module.exit_json(changed=False, engine_present=engine_present)
+
+
+if __name__ == "__main__":
+    main()

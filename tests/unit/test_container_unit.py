@@ -1,0 +1,166 @@
+"""The unit that systemd_container writes, and what it refuses to write."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pytest
+from ansible.module_utils.container_unit import (
+    ConfigFile,
+    ContainerSpec,
+    Health,
+    InvalidSpecError,
+    Secret,
+    fingerprint_of,
+    render_unit,
+    systemd_quote,
+    validate,
+)
+
+
+def spec(**changes: Any) -> ContainerSpec:
+    values: dict[str, Any] = {
+        "name": "web",
+        "image": "image:1",
+        "description": "a web server",
+        "health": Health("curl localhost"),
+    }
+    return ContainerSpec(**{**values, **changes})
+
+
+def create_options(text: str) -> list[str]:
+    line = next(line for line in text.splitlines() if "docker create" in line)
+    return shlex.split(line.partition("=")[2])
+
+
+def directives(text: str, name: str) -> list[str]:
+    return [line.partition("=")[2] for line in text.splitlines() if line.startswith(f"{name}=")]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--user=10001:10001",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+        "--read-only",
+        "--memory=256m",
+        "--memory-swap=256m",
+        "--cpus=1",
+        "--pids-limit=256",
+        "--pull=never",
+        "--network-alias=web",
+        "--label=mlops.unit=mlops-web.service",
+    ],
+)
+def test_a_container_is_confined_and_named_without_being_asked(option: str) -> None:
+    assert option in create_options(render_unit(spec(), "f"))
+
+
+def test_systemd_owns_the_life_of_the_container() -> None:
+    text = render_unit(spec(after=("database",)), "f")
+    assert directives(text, "Restart") == ["always"]
+    assert directives(text, "PartOf") == ["mlops.target"]
+    assert directives(text, "WantedBy") == ["mlops.target"]
+    assert directives(text, "After") == ["docker.service mlops-database.service"]
+    assert directives(text, "Wants") == ["mlops-database.service"]
+    assert directives(text, "ExecStart") == ["/usr/bin/docker start --attach mlops-web"]
+
+
+def test_started_means_healthy() -> None:
+    assert directives(render_unit(spec(start_timeout=45), "f"), "ExecStartPost") == [
+        "/usr/local/lib/mlops/await-healthy mlops-web 45"
+    ]
+
+
+def test_a_stale_container_is_removed_in_bounded_time_before_the_new_one_is_made() -> None:
+    first, *_ = directives(render_unit(spec(), "f"), "ExecStartPre")
+    assert first == "-/usr/bin/timeout 30 /usr/bin/docker rm --force mlops-web"
+
+
+def test_further_networks_are_joined_under_the_same_name() -> None:
+    text = render_unit(spec(networks=("mlops", "mlops-data")), "f")
+    assert "/usr/bin/docker network connect --alias=web mlops-data mlops-web" in directives(text, "ExecStartPre")
+
+
+def test_a_secret_reaches_the_container_as_a_file_that_only_its_user_reads() -> None:
+    text = render_unit(spec(secrets=(Secret("web_key", "/run/secrets/key", "TOP SECRET"),)), "f")
+    assert "TOP SECRET" not in text
+    assert (
+        "/usr/bin/install --owner=10001 --group=10001 --mode=0400 /etc/mlops/secrets/web_key /run/mlops/web/web_key"
+        in directives(text, "ExecStartPre")
+    )
+    assert "--mount=type=bind,source=/run/mlops/web/web_key,target=/run/secrets/key,readonly" in create_options(text)
+    assert directives(text, "RuntimeDirectoryMode") == ["0700"]
+
+
+def test_a_secret_is_not_in_the_representation_either() -> None:
+    assert "TOP SECRET" not in repr(spec(secrets=(Secret("key", "/key", "TOP SECRET"),)))
+
+
+def test_configuration_files_are_mounted_read_only() -> None:
+    text = render_unit(spec(files=(ConfigFile("web.conf", "x", "/etc/web.conf"),)), "f")
+    assert "--mount=type=bind,source=/etc/mlops/web/web.conf,target=/etc/web.conf,readonly" in create_options(text)
+
+
+@pytest.mark.parametrize(
+    ("argument", "written"),
+    [
+        ("plain-1.2:3/x", "plain-1.2:3/x"),
+        ("two words", '"two words"'),
+        ('say "hi"', '"say \\"hi\\""'),
+        ("100%", "100%%"),
+        ("$HOME", '"$$HOME"'),
+        ("a\nb", '"a\\nb"'),
+        ("", '""'),
+    ],
+)
+def test_arguments_reach_the_program_to_the_letter(argument: str, written: str) -> None:
+    assert systemd_quote(argument) == written
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"name": "We b"}, "name"),
+        ({"image": ""}, "image"),
+        ({"user": "0:0"}, "user"),
+        ({"user": "root"}, "user"),
+        ({"memory": "lots"}, "memory"),
+        ({"cpus": 0.0}, "cpus"),
+        ({"pids_limit": 0}, "pids_limit"),
+        ({"publish": ("80",)}, "publish"),
+        ({"publish": ("127.0.0.1:99999:80",)}, "publish"),
+        ({"volumes": ("data",)}, "volumes"),
+        ({"networks": ()}, "networks"),
+        ({"tmpfs": {"tmp": "1m"}}, "tmpfs"),
+        ({"tmpfs": {"/tmp": "big"}}, "tmpfs[/tmp]"),
+        ({"files": (ConfigFile("../passwd", "x", "/x"),)}, "file name"),
+        ({"files": (ConfigFile("conf", "x", "relative"),)}, "target of conf"),
+        ({"after": ("not a name",)}, "name"),
+        ({"description": "two\nlines"}, "description"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named_with_a_way_out(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidSpecError) as caught:
+        validate(spec(**changes))
+    message = str(caught.value)
+    assert message.startswith(f"{named}: ")
+    assert "cannot work: " in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"spec": spec(environment={"A": "1"})},
+        {"spec": spec(files=(ConfigFile("f", "other", "/f"),))},
+        {"image_id": "other"},
+        {"secrets": {"s": "other"}},
+        {"key": b"other"},
+    ],
+)
+def test_the_fingerprint_follows_everything_the_container_depends_on(change: dict[str, Any]) -> None:
+    base: dict[str, Any] = {"spec": spec(), "image_id": "one", "secrets": {"s": "1"}, "key": b"k"}
+    assert fingerprint_of(**base) == fingerprint_of(**base)
+    assert fingerprint_of(**{**base, **change}) != fingerprint_of(**base)
