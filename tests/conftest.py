@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import ansible.module_utils
 
@@ -11,3 +13,17 @@ PLUGINS = Path(__file__).parents[1] / "plugins"
 
 ansible.module_utils.__path__.append(str(PLUGINS / "module_utils"))
 sys.path.insert(0, str(PLUGINS / "modules"))
+
+
+def load_plugin(path: str) -> ModuleType:
+    """Import a plugin that Ansible finds by its file, such as an action or a filter.
+
+    Args:
+        path: file below ``plugins/``.
+    """
+    file = PLUGINS / path
+    spec = importlib.util.spec_from_file_location(f"{file.parent.name}_{file.stem}", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -3,12 +3,159 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ansible.errors import AnsibleActionFail, AnsibleUndefinedVariable
-from ansible.module_utils import settings
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
+
+# Tags that Ansible itself gives a meaning.
+ANSIBLE_TAGS = frozenset({"all", "always", "never", "tagged", "untagged"})
+APPLIANCE_GROUP = "mlops"
+
+# The options of one role, as its meta/argument_specs.yml has them.
+Options = dict[str, Any]
+
+
+def role_options(roles: Path) -> dict[str, Options]:
+    """The options of every role by the role's name, read from ``meta/argument_specs.yml``.
+
+    Raises:
+        OSError: a role has no argument specification.
+    """
+    specs: dict[str, Options] = {}
+    for role in sorted(path for path in roles.iterdir() if (path / "tasks").is_dir()):
+        document = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))
+        specs[role.name] = document["argument_specs"]["main"].get("options", {})
+    return specs
+
+
+def unknown_tags(tags: Iterable[str], profiles: Mapping[str, Any]) -> list[str]:
+    """Complaints about tags that name no profile."""
+    valid = ", ".join(profiles)
+    return [
+        f"tag {tag!r}: no such profile{_nearest(tag, profiles)}; the profiles are: {valid}."
+        for tag in tags
+        if tag not in profiles and tag not in ANSIBLE_TAGS
+    ]
+
+
+def wanted_services(
+    tags: Iterable[str],
+    groups: Iterable[str],
+    profiles: Mapping[str, list[str]],
+    service_groups: Mapping[str, str],
+) -> list[str]:
+    """The services that this run makes so on a host.
+
+    Args:
+        tags: tags of the run; Ansible's ``all`` when none was given.
+        groups: groups of the host.
+        profiles: services by profile.
+        service_groups: the group that a host must be in to have a service.
+
+    Returns:
+        Services in the order of the profiles, each once.
+    """
+    chosen = set(tags)
+    if chosen & {"all", "tagged"}:
+        # No tag is everything the inventory gives the host; a training run is asked for by name only.
+        chosen |= {"full"}
+    services = dict.fromkeys(service for profile, members in profiles.items() if profile in chosen for service in members)
+    return [service for service in services if service_groups.get(service, APPLIANCE_GROUP) in set(groups)]
+
+
+def missing_groups(
+    tags: Iterable[str], inventory_groups: Mapping[str, list[str]], profile_groups: Mapping[str, str]
+) -> list[str]:
+    """Complaints about profiles whose group has no host, so that their run would do nothing.
+
+    Args:
+        tags: tags of the run.
+        inventory_groups: hosts by group.
+        profile_groups: the group that a profile is of no use without.
+    """
+    return [
+        f"tag {tag!r}: no host of the inventory is in group {group!r}: put the host there, or leave the tag out. "
+        f"Groups that have hosts: {', '.join(sorted(name for name, hosts in inventory_groups.items() if hosts))}."
+        for tag, group in profile_groups.items()
+        if tag in set(tags) and not inventory_groups.get(group)
+    ]
+
+
+def unknown_settings(names: Iterable[str], specs: Mapping[str, Options], facts: Iterable[str]) -> list[str]:
+    """Complaints about variables that carry a role's prefix but are no option of it.
+
+    Args:
+        names: names of all variables of a host.
+        specs: options by role.
+        facts: names the appliance sets itself.
+    """
+    known = {name for options in specs.values() for name in options} | set(facts)
+    prefixes = tuple(f"{role}_" for role in (*specs, APPLIANCE_GROUP))
+    return [
+        f"{name}: no such setting{_nearest(name, known)}; see the README of the role for its settings."
+        for name in sorted(names)
+        if name.startswith(prefixes) and name not in known
+    ]
+
+
+def wrong_values(values: Mapping[str, Any], specs: Mapping[str, Options]) -> list[str]:
+    """Complaints about values of the wrong type or outside their choices, and files that do not exist.
+
+    Args:
+        values: values of the settings by name, templates resolved.
+        specs: options by role.
+    """
+    complaints: dict[str, None] = {}
+    for options in specs.values():
+        for name, option in options.items():
+            if name not in values or values[name] is None:
+                continue
+            value = values[name]
+            result = ArgumentSpecValidator({name: {**option, "required": False}}).validate({name: value})
+            for message in result.error_messages:
+                shown = "" if option.get("no_log") else f" {value!r}"
+                complaints[f"{name}:{shown} is refused: {message.rstrip('.')}."] = None
+            if not result.error_messages and "path" in (option["type"], option.get("elements")):
+                complaints.update(dict.fromkeys(_missing_files(name, value)))
+    return list(complaints)
+
+
+def _missing_files(name: str, value: Any) -> list[str]:
+    paths = value if isinstance(value, list) else [value]
+    return [
+        f"{name}: {path!r} is no file on the controller: correct the path or remove it from the setting."
+        for path in paths
+        if path and not Path(path).expanduser().exists()
+    ]
+
+
+def port_clashes(ports: Mapping[str, int]) -> list[str]:
+    """Complaints about settings that claim the same port.
+
+    Args:
+        ports: claimed ports by the setting that claims them.
+    """
+    claimed: dict[int, str] = {}
+    complaints = []
+    for setting, port in ports.items():
+        if not 0 < port < 65536:
+            complaints.append(f"{setting}: {port} is no port: give a number from 1 to 65535.")
+        elif port in claimed:
+            complaints.append(f"{setting}: port {port} is already claimed by {claimed[port]}: change one of them.")
+        else:
+            claimed[port] = setting
+    return complaints
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {matches[0]!r}" if matches else ""
 
 
 class ActionModule(ActionBase):
@@ -28,9 +175,9 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         task_vars = task_vars or {}
         arguments = self._task.args
-        specs = settings.role_options(Path(task_vars["role_path"]).parent)
+        specs = role_options(Path(task_vars["role_path"]).parent)
         tags = task_vars["ansible_run_tags"]
-        services = settings.wanted_services(
+        services = wanted_services(
             tags,
             task_vars["group_names"],
             arguments["profiles"],
@@ -38,10 +185,10 @@ class ActionModule(ActionBase):
         )
         values = self._values(task_vars, specs)
         complaints = [
-            *settings.unknown_tags(tags, arguments["profiles"]),
-            *settings.missing_groups(tags, task_vars["groups"], arguments["profile_groups"]),
-            *settings.unknown_settings(task_vars, specs, arguments["facts"]),
-            *settings.wrong_values(values, specs),
+            *unknown_tags(tags, arguments["profiles"]),
+            *missing_groups(tags, task_vars["groups"], arguments["profile_groups"]),
+            *unknown_settings(task_vars, specs, arguments["facts"]),
+            *wrong_values(values, specs),
         ]
         _refuse(complaints)
 
@@ -51,7 +198,7 @@ class ActionModule(ActionBase):
             if service in services
             for setting, port in claims.items()
         }
-        _refuse(settings.port_clashes(ports))
+        _refuse(port_clashes(ports))
         result: dict[str, Any] = super().run(tmp, task_vars)
         result |= self._execute_module(
             module_name="preflight",
@@ -65,7 +212,7 @@ class ActionModule(ActionBase):
             }
         return result
 
-    def _values(self, task_vars: dict[str, Any], specs: dict[str, settings.Options]) -> dict[str, Any]:
+    def _values(self, task_vars: dict[str, Any], specs: dict[str, Options]) -> dict[str, Any]:
         """The settings that are set, templates resolved."""
         values = {}
         for name in {name for options in specs.values() for name in options} & task_vars.keys():

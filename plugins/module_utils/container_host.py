@@ -245,7 +245,7 @@ class Service:
         if restart_needed:
             self._replace(former, wanted, outcome)
         elif observed.health != "healthy":
-            self._await_start(outcome)
+            self._await_start()
         elif not observed.enabled:
             self._systemctl("enable", spec.unit)
         outcome.observed = host.observe(spec.container, spec.unit)
@@ -260,7 +260,8 @@ class Service:
         if observed.active in {"active", "activating"}:
             outcome.changes.append("running")
         if not check_mode and outcome.changes:
-            self._systemctl("disable", "--now", self.spec.unit)
+            self._stop()
+            self._systemctl("disable", self.spec.unit)
             for path in present:
                 self.host.remove(path)
             shutil.rmtree(self.host.path(self.spec.config_dir), ignore_errors=True)
@@ -345,10 +346,9 @@ class Service:
 
     def _replace(self, former: Files, wanted: Files, outcome: Outcome) -> None:
         good = self._last_good()
-        cursor = self.host.journal_cursor()
         self._write(former, wanted)
-        started = self._restart()
-        if started.rc == 0:
+        cursor = self._stop()
+        if self._start():
             self._remember(wanted)
             return
         log = self.host.journal_since(self.spec.unit, cursor)
@@ -356,20 +356,17 @@ class Service:
         raise ServiceError(
             f"{self.spec.unit} did not become healthy within {self.spec.start_timeout} s. "
             f"Changed: {', '.join(outcome.changes)}. {state}\nIts last log lines:\n" + "\n".join(log),
-            log=log,
             changes=outcome.changes,
             undone=state,
         )
 
-    def _await_start(self, outcome: Outcome) -> None:
+    def _await_start(self) -> None:
         """Nothing to change, but a start is under way: let it end."""
         cursor = self.host.journal_cursor()
         # `systemctl start` joins a start that is under way and returns when it has ended.
-        if self._systemctl("start", self.spec.unit, required=False).rc != 0:
+        if not self._start():
             log = self.host.journal_since(self.spec.unit, cursor)
-            raise ServiceError(f"{self.spec.unit} does not become healthy. Its last log lines:\n" + "\n".join(log), log=log)
-        if not outcome.observed.enabled:
-            self._systemctl("enable", self.spec.unit)
+            raise ServiceError(f"{self.spec.unit} does not become healthy. Its last log lines:\n" + "\n".join(log))
 
     def _write(self, former: Files, wanted: Files) -> None:
         for path, version in wanted.items():
@@ -379,22 +376,29 @@ class Service:
             self.host.remove(path)
         self._systemctl("daemon-reload")
 
-    def _restart(self) -> CommandResult:
+    def _stop(self) -> str:
+        """Stop the unit; returns the place in the journal where its next start begins."""
+        self._systemctl("stop", self.spec.unit, required=False)
         self._systemctl("reset-failed", self.spec.unit, required=False)
+        return self.host.journal_cursor()
+
+    def _start(self) -> bool:
+        """Start the unit, now and with the host; says whether it became healthy."""
         self._systemctl("enable", self.spec.unit)
-        return self._systemctl("restart", self.spec.unit, required=False)
+        return self._systemctl("start", self.spec.unit, required=False).rc == 0
 
     def _undo(self, failed: Files, good: Files | None) -> str:
         """Put back what was last healthy; without it, leave the service stopped. Says which."""
         if good is None:
-            self._systemctl("disable", "--now", self.spec.unit, required=False)
+            self._stop()
+            self._systemctl("disable", self.spec.unit, required=False)
             self.host.remove(self.unit_path)
             self._systemctl("daemon-reload")
-            self._systemctl("reset-failed", self.spec.unit, required=False)
             return "It never ran before, so it is stopped; correct its settings and run again."
         # A secret that the failed version added is not the former's to delete: nothing is ever lost.
         self._write({path: version for path, version in failed.items() if not version.secret}, good)
-        if self._restart().rc == 0:
+        self._stop()
+        if self._start():
             return "The former service is running again."
         return f"The former service was put back, but does not start either: see journalctl -u {self.spec.unit}."
 

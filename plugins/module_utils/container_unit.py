@@ -17,15 +17,16 @@ DOCKER = "/usr/bin/docker"
 UNIT_LABEL = "mlops.unit"
 FINGERPRINT_LABEL = "mlops.fingerprint"
 
-# Time systemd grants `docker create`, network connects and the clean-up of a stale container, in seconds.
-CREATE_TIMEOUT = 60
+# Seconds for the removal of a container, and for all that comes before and after a start or stop.
+REMOVE_TIMEOUT = 30
+OVERHEAD_TIMEOUT = 60
 
 AWAIT_HEALTHY_SCRIPT = """\
 #!/bin/sh
 # await-healthy CONTAINER SECONDS: ExecStartPost of every appliance unit, so that "started" means "healthy".
-# systemd sets MAINPID to the attached docker client: when that is gone, so is the container.
 container=$1
 deadline=$(($(date +%s) + $2))
+# systemd sets MAINPID to the attached docker client: when that is gone, so is the container.
 until [ "$(docker inspect --format '{{.State.Health.Status}}' "$container" 2>/dev/null)" = healthy ]; do
     if ! kill -0 "$MAINPID" 2>/dev/null; then
         echo "$container exited before it was healthy" >&2
@@ -35,6 +36,8 @@ until [ "$(docker inspect --format '{{.State.Health.Status}}' "$container" 2>/de
         echo "$container was not healthy within $2 s; its last health check said:" >&2
         docker inspect --format '{{with .State.Health}}{{range .Log}}{{println .Output}}{{end}}{{end}}' "$container" |
             grep . | tail -n 3 >&2
+        # systemd runs no ExecStop for a start that failed, and would wait for the container in vain.
+        docker stop "$container" >/dev/null
         exit 1
     fi
     sleep 0.2
@@ -302,7 +305,9 @@ def render_unit(spec: ContainerSpec, fingerprint: str) -> str:
         return " ".join(systemd_quote(argument) for argument in arguments)
 
     uid, gid = spec.user.split(":")
-    start = [f"ExecStartPre=-/usr/bin/timeout 30 {DOCKER} rm --force {spec.container}"]
+    remove_stale = f"timeout {REMOVE_TIMEOUT} docker rm --force {spec.container} >/dev/null 2>&1"
+    # What this cannot remove, `docker create` refuses by name.
+    start = ["ExecStartPre=-" + command("/bin/sh", "-c", remove_stale)]
     start += [
         "ExecStartPre="
         + command(
@@ -335,14 +340,16 @@ def render_unit(spec: ContainerSpec, fingerprint: str) -> str:
         f"ExecStart={DOCKER} start --attach {spec.container}",
         f"ExecStartPost={AWAIT_HEALTHY} {spec.container} {spec.start_timeout}",
         f"ExecStop={DOCKER} stop --time={spec.stop_timeout} {spec.container}",
-        f"ExecStopPost=-/usr/bin/timeout 30 {DOCKER} rm --force {spec.container}",
+        "ExecStopPost=-" + command("/bin/sh", "-c", remove_stale),
+        # 143 is the answer to SIGTERM: how a program without a handler of its own stops.
+        "SuccessExitStatus=143",
         "Restart=always",
         # 1 s after the first failure, up to 30 s apart when it keeps failing.
         "RestartSec=1",
         "RestartSteps=6",
         "RestartMaxDelaySec=30",
-        f"TimeoutStartSec={spec.start_timeout + CREATE_TIMEOUT}",
-        f"TimeoutStopSec={spec.stop_timeout + CREATE_TIMEOUT}",
+        f"TimeoutStartSec={spec.start_timeout + OVERHEAD_TIMEOUT}",
+        f"TimeoutStopSec={spec.stop_timeout + OVERHEAD_TIMEOUT}",
         f"SyslogIdentifier={spec.container}",
         "",
         "[Install]",

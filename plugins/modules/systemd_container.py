@@ -171,11 +171,6 @@ health:
   description: Health of the container that runs now.
   returned: always
   type: str
-log:
-  description: The last log lines of the start that failed.
-  returned: on failure
-  type: list
-  elements: str
 undone:
   description: What runs after a failed change.
   returned: on failure

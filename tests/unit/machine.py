@@ -50,8 +50,8 @@ class Machine:
         return Host(self.run, self.root)
 
     def starts(self) -> int:
-        """How often a unit was restarted."""
-        return sum(command[:2] == ["systemctl", "restart"] for command in self.commands)
+        """How often a unit was started."""
+        return sum(command[:2] == ["systemctl", "start"] for command in self.commands)
 
     def run(self, command: Sequence[str]) -> CommandResult:
         self.commands.append(list(command))
@@ -84,11 +84,10 @@ class Machine:
                 return CommandResult(0, f"ActiveState={state}\nUnitFileState={enabled}\n", "")
             case ["enable", _]:
                 self.enabled.add(unit)
-            case ["disable", "--now", _]:
+            case ["disable", _]:
                 self.enabled.discard(unit)
+            case ["stop", _]:
                 self._stop(unit)
-            case ["restart", _]:
-                return self._start(unit)
             case ["start", _]:
                 return CommandResult(0, "", "") if unit in self.active else self._start(unit)
         return CommandResult(0, "", "")

@@ -76,7 +76,7 @@ def test_started_means_healthy() -> None:
 
 def test_a_stale_container_is_removed_in_bounded_time_before_the_new_one_is_made() -> None:
     first, *_ = directives(render_unit(spec(), "f"), "ExecStartPre")
-    assert first == "-/usr/bin/timeout 30 /usr/bin/docker rm --force mlops-web"
+    assert shlex.split(first) == ["-/bin/sh", "-c", "timeout 30 docker rm --force mlops-web >/dev/null 2>&1"]
 
 
 def test_further_networks_are_joined_under_the_same_name() -> None:

@@ -84,7 +84,8 @@ class TestApply:
 
     def test_a_stopped_service_is_started(self, machine: Machine) -> None:
         service(machine).apply()
-        machine.run(["systemctl", "disable", "--now", "mlops-web.service"])
+        machine.run(["systemctl", "stop", "mlops-web.service"])
+        machine.run(["systemctl", "disable", "mlops-web.service"])
         assert service(machine).apply().changes == ["not running", "not enabled"]
         assert machine.active == machine.enabled == {"mlops-web.service"}
 

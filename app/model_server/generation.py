@@ -1,0 +1,167 @@
+"""One Gunicorn with one model version: how the supervisor starts it, hears of it and stops it.
+
+Both sides of the contract are here. The supervisor starts Gunicorn with the environment from
+:func:`child_environment`; Gunicorn's processes report over a pipe, one JSON object per line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from model_server.settings import Settings
+from model_server.store import StoredModel
+
+LISTENER_VARIABLE = "MODEL_SERVER_LISTENER_FD"
+REPORT_VARIABLE = "MODEL_SERVER_REPORT_FD"
+MODEL_VARIABLE = "MODEL_SERVER_MODEL"
+
+_ONE_THREAD_EACH = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+# --- in Gunicorn ---------------------------------------------------------------------------------------------------
+
+
+def assigned_model() -> StoredModel | None:
+    """The version this Gunicorn is to serve, or None while there is none."""
+    directory = os.environ.get(MODEL_VARIABLE)
+    return StoredModel.read(Path(directory)) if directory else None
+
+
+def report_ready() -> None:
+    """Tell the supervisor that one worker can answer."""
+    _report({"event": "ready"})
+
+
+def report_failure(reason: str) -> None:
+    """Tell the supervisor that this model version cannot be served."""
+    _report({"event": "failed", "reason": reason[:2000]})
+
+
+def _report(message: dict[str, str]) -> None:
+    # Lines of less than PIPE_BUF bytes stay whole, however many workers write.
+    with contextlib.suppress(OSError):
+        os.write(int(os.environ[REPORT_VARIABLE]), json.dumps(message).encode() + b"\n")
+
+
+# --- in the supervisor ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Every worker of a generation can answer."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True)
+class Exited:
+    """A generation's Gunicorn is gone."""
+
+    generation: Generation
+    status: int
+
+
+class Generation:
+    """A running Gunicorn.
+
+    Args:
+        settings: of the server.
+        model: what it serves, or None for a server that says there is no model yet.
+        listener: descriptor of the listening socket, shared by all generations.
+        notify: called from a thread of this generation's own with :class:`Ready` and :class:`Exited`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: StoredModel | None,
+        listener: int,
+        notify: Callable[[Ready | Exited], None],
+    ) -> None:
+        self.model = model
+        self.failure = ""
+        """Why it could not serve, as far as it could say."""
+        self._workers = settings.workers
+        self._notify = notify
+        reading, writing = os.pipe()
+        command = [sys.executable, "-m", "gunicorn", "--config", "python:model_server.gunicorn_config"]
+        try:
+            self._process = subprocess.Popen(
+                [*command, "model_server.wsgi:application"],
+                env=child_environment(settings, model, listener, writing),
+                pass_fds=(listener, writing),
+                stdin=subprocess.DEVNULL,
+                # A group of its own: a terminal's Ctrl-C reaches the supervisor alone, and stragglers can be found.
+                start_new_session=True,
+            )
+        finally:
+            os.close(writing)
+        threading.Thread(target=self._watch, args=(reading,), daemon=True).start()
+
+    def __str__(self) -> str:
+        return self.model.version.version if self.model else "none"
+
+    def stop(self) -> None:
+        """Let it finish its requests and go."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it and its workers at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def _watch(self, reading: int) -> None:
+        ready = 0
+        with os.fdopen(reading) as reports:
+            for line in reports:
+                message = json.loads(line)
+                if message["event"] == "failed":
+                    self.failure = self.failure or message["reason"]
+                else:
+                    ready += 1
+                    if ready == self._workers:
+                        self._notify(Ready(self))
+        status = self._process.wait()
+        self._reap_orphans()
+        self._notify(Exited(self, status))
+
+    def _reap_orphans(self) -> None:
+        """Collect workers that outlived their Gunicorn; as process 1 of a container they are ours."""
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            while True:
+                os.waitpid(-self._process.pid, 0)
+
+
+def child_environment(settings: Settings, model: StoredModel | None, listener: int, report: int) -> dict[str, str]:
+    """The environment of a generation's Gunicorn."""
+    environment = {
+        **os.environ,
+        **dict.fromkeys(_ONE_THREAD_EACH, "1"),
+        # Otherwise glibc keeps an arena for each of many threads.
+        "MALLOC_ARENA_MAX": "2",
+        # Its warnings repeat the input.
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "SERVING_WORKERS": str(settings.workers),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")))
+        ),
+        LISTENER_VARIABLE: str(listener),
+        REPORT_VARIABLE: str(report),
+    }
+    if model is not None:
+        environment[MODEL_VARIABLE] = str(model.directory)
+    return environment

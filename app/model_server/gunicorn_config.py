@@ -1,0 +1,63 @@
+"""Gunicorn's settings, from the server's own; loaded with ``--config python:model_server.gunicorn_config``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from model_server import generation, logs
+from model_server.settings import Settings
+
+if TYPE_CHECKING:
+    from gunicorn.workers.base import Worker
+
+_settings = Settings.from_environment()
+_logger = logging.getLogger(__name__)
+
+bind = f"fd://{os.environ[generation.LISTENER_VARIABLE]}"
+workers = _settings.workers
+worker_class = "model_server.worker.LingeringThreadWorker"
+# Every request that runs or waits holds a thread; the spare ones answer health checks and say that the queue is full.
+threads = _settings.concurrency + _settings.queue_length + 8
+worker_connections = 1000 + threads
+preload_app = True
+keepalive = 75
+backlog = 1024
+# A hung worker is found by this heartbeat of its main thread; a hung prediction by the predictor.
+timeout = 60
+graceful_timeout = round(_settings.shutdown_timeout)
+control_socket_disable = True
+# Heartbeats are file times: keep them off the disk.
+worker_tmp_dir = "/dev/shm"
+limit_request_line = 8190
+accesslog = None
+loglevel = "warning"
+logconfig_dict = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": logs.JsonFormatter}},
+    "handlers": {"stdout": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stdout"}},
+    "root": {"level": "INFO", "handlers": ["stdout"]},
+    "loggers": {
+        "gunicorn.error": {"level": "WARNING", "handlers": ["stdout"], "propagate": False},
+        "gunicorn.access": {"level": "WARNING", "handlers": [], "propagate": False},
+    },
+}
+
+
+def post_worker_init(worker: Worker) -> None:
+    """In a new worker, before it accepts: answer the model's own example, then say that it is ready."""
+    from model_server.wsgi import application
+
+    application.start_worker()
+    if application.model is not None:
+        try:
+            if not application.model.answer_example():
+                _logger.warning("the model was logged without an input example: only its loading was checked")
+        except Exception as error:
+            _logger.error("the model does not work", extra={"reason": str(error)})
+            generation.report_failure(str(error))
+            # Gunicorn's own status for a worker that cannot boot: it stops instead of forking the next.
+            os._exit(3)
+    generation.report_ready()

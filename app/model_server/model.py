@@ -1,0 +1,285 @@
+"""A loaded MLflow model and the two ways of calling it: MLflow's own, and the short one where it is exact."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlflow.pyfunc
+import orjson
+from mlflow.exceptions import MlflowException
+from mlflow.models.utils import _enforce_params_schema
+from mlflow.pyfunc import PyFuncModel, scoring_server
+from mlflow.pyfunc.model import _PythonModelPyfuncWrapper
+from mlflow.pyfunc.utils.serving_data_parser import is_unified_llm_input
+from mlflow.types.type_hints import _is_type_hint_from_example
+
+from model_server import encoding, protocol
+from model_server.drift import DriftProfile, Observer
+from model_server.errors import RequestError
+from model_server.fast_path import DECLINED, Plan, plan_for, raw_inputs
+from model_server.store import StoredModel
+
+_logger = logging.getLogger(__name__)
+
+_EXAMPLE_FILE = "serving_input_example.json"
+_EXPECTED_PREDICTIONS = "example_predictions"
+_RELATIVE_TOLERANCE = 1e-3
+_ABSOLUTE_TOLERANCE = 1e-6
+
+
+class ExampleError(Exception):
+    """The model does not answer its own input example, or not as it did at training time."""
+
+
+@dataclass(slots=True)
+class Invocation:
+    """One request, read and ready to be predicted."""
+
+    call: Callable[[], Any]
+    """Returns the predictions; raises what the model raises."""
+    rows: int
+    path: str
+    """``fast`` or ``pyfunc``."""
+    data: Any
+    """What the model is given, for the drift profile."""
+    wrapped: bool = True
+    """Answer ``{"predictions": …}``; false for MLflow's unified LLM input, which is answered bare."""
+
+
+class ServedModel:
+    """A model version in memory.
+
+    Args:
+        stored: where it lies.
+        pyfunc: the model.
+        max_rows: rows one request may have.
+        max_body_bytes: what a request body may have; bounds what Parquet may unfold to.
+    """
+
+    def __init__(self, stored: StoredModel, pyfunc: PyFuncModel, max_rows: int, max_body_bytes: int) -> None:
+        self.stored = stored
+        self.version = stored.version
+        self.loaded_at = time.time()
+        self.pyfunc = pyfunc
+        self._max_rows = max_rows
+        self._max_body_bytes = max_body_bytes
+        self._input_schema = pyfunc.metadata.get_input_schema()
+        self._params_schema = pyfunc.metadata.get_params_schema()
+        self._plan, self._predict_fast = self._short_way()
+        self.drift = DriftProfile.from_metadata(pyfunc.metadata.metadata or {}, self.version.version)
+
+    @classmethod
+    def load(cls, stored: StoredModel, max_rows: int, max_body_bytes: int) -> ServedModel:
+        """Load a stored version. Raises whatever the model's code raises."""
+        pyfunc = mlflow.pyfunc.load_model(str(stored.model_path), suppress_warnings=True)
+        return cls(stored, pyfunc, max_rows, max_body_bytes)
+
+    # --- reading a request ---
+
+    def read(self, media_type: str, body: bytes) -> Invocation:
+        """Turn a body into an invocation.
+
+        Raises:
+            RequestError: when the body is not of the protocol, does not fit the signature or has too many rows.
+        """
+        if media_type == protocol.JSON:
+            return self._read_json(protocol.decode_json(body))
+        if media_type == protocol.CSV:
+            schema = self._input_schema
+            frame = protocol.read_csv(body, schema and dict(zip(schema.input_names(), schema.pandas_types(), strict=False)))
+        else:
+            frame = protocol.read_parquet(body, self._max_rows, self._max_body_bytes)
+        if len(frame) > self._max_rows:
+            raise protocol.too_many_rows(self._max_rows)
+        return Invocation(lambda: self._predict_pyfunc(frame, None), len(frame), "pyfunc", frame)
+
+    def _read_json(self, decoded: dict[str, Any]) -> Invocation:
+        if is_unified_llm_input(decoded):
+            parsed = self._parse_with_mlflow(decoded)
+            return Invocation(
+                lambda: self._predict_pyfunc(parsed.data, parsed.params), 1, "pyfunc", parsed.data, wrapped=False
+            )
+        key = protocol.input_key(decoded)
+        data = decoded[key]
+        rows = protocol.count_rows(key, data)
+        if rows > self._max_rows:
+            raise protocol.too_many_rows(self._max_rows)
+        if self._plan is not None and (plain := self._plan(key, data)) is not DECLINED:
+            params = self._params(decoded.get("params"))
+            return Invocation(lambda: self._predict_fast(plain, params), rows, "fast", plain)
+        parsed = self._parse_with_mlflow(decoded)
+        return Invocation(lambda: self._predict_pyfunc(parsed.data, parsed.params), rows, "pyfunc", parsed.data)
+
+    def _parse_with_mlflow(self, decoded: dict[str, Any]) -> scoring_server.ParsedJsonInput:
+        try:
+            return scoring_server._parse_json_data(decoded, self.pyfunc.metadata, self._input_schema)
+        except MlflowException as error:
+            raise protocol.schema_error(error.message, invalid_parameter=_is_invalid_parameter(error)) from None
+        except Exception as error:
+            # Reading is MLflow's code on the client's input, no code of the model's: what fails is the input.
+            raise protocol.schema_error(repr(error), invalid_parameter=False) from None
+
+    def _params(self, params: Any) -> Any:
+        if not params and self._params_schema is None:
+            return params
+        try:
+            return _enforce_params_schema(params, self._params_schema)
+        except MlflowException as error:
+            raise protocol.schema_error(error.message, invalid_parameter=True) from None
+
+    # --- predicting ---
+
+    def _predict_pyfunc(self, data: Any, params: Any) -> Any:
+        try:
+            return self.pyfunc.predict(data, params=params)
+        except MlflowException as error:
+            if error.get_http_status_code() == 400 or "validate data against type hint" in error.message:
+                raise protocol.schema_error(error.message, invalid_parameter=True) from None
+            raise
+
+    def _short_way(self) -> tuple[Plan | None, Callable[[Any, Any], Any]]:
+        """The plan for the input, and the model's innermost function that takes what the plan makes."""
+        predict = self.pyfunc._predict_fn
+        metadata = self.pyfunc.metadata
+        if metadata._is_type_hint_from_example() or (metadata.metadata or {}).get("dependencies_schemas"):
+            return None, predict
+        implementation = self.pyfunc._model_impl
+        if type(implementation) is not _PythonModelPyfuncWrapper:
+            parameter = inspect.signature(predict).parameters.get("params")
+            takes_params = parameter is not None and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+            return (
+                plan_for(self._input_schema, strings_as_list=False),
+                (lambda data, params: predict(data, params=params)) if takes_params else (lambda data, params: predict(data)),
+            )
+        python_model, context = implementation.python_model, implementation.context
+        hint = python_model.predict_type_hints.input
+        call = _python_model_call(python_model, context)
+        if metadata._is_signature_from_type_hint():
+            return (None, call) if _is_type_hint_from_example(hint) else (raw_inputs, self._checked(call))
+        if hint == list[str]:
+            return plan_for(self._input_schema, strings_as_list=True), call
+        # Any other hint makes MLflow convert the data frame once more.
+        plan = plan_for(self._input_schema, strings_as_list=False) if hint is None or not _converts(hint) else None
+        return plan, call
+
+    def _checked(self, call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """``call`` for a model whose type hints are checked inside: what they refuse is the client's error."""
+
+        def checked(data: Any, params: Any) -> Any:
+            try:
+                return call(data, params)
+            except MlflowException as error:
+                if error.get_http_status_code() == 400 or "validate" in error.message:
+                    raise protocol.schema_error(error.message, invalid_parameter=True) from None
+                raise
+
+        return checked
+
+    # --- the model's own example ---
+
+    def answer_example(self) -> bool:
+        """Ask the model its own input example, as a request would; false when it was logged without one.
+
+        Raises:
+            ExampleError: when it fails, or answers otherwise than at training time.
+        """
+        try:
+            body = (self.stored.model_path / _EXAMPLE_FILE).read_bytes()
+        except OSError:
+            return False
+        try:
+            invocation = self.read(protocol.JSON, body)
+            answer = json.loads(encoding.dumps(invocation.call()))
+        except Exception as error:
+            detail = error.detail or error.message if isinstance(error, RequestError) else repr(error)
+            raise ExampleError(f"it does not answer its own input example: {detail}") from error
+        metadata = self.pyfunc.metadata.metadata or {}
+        if _EXPECTED_PREDICTIONS in metadata and not alike(answer, metadata[_EXPECTED_PREDICTIONS]):
+            raise ExampleError("it answers its own input example otherwise than at training time")
+        return True
+
+    # --- describing it ---
+
+    @property
+    def observer(self) -> Observer | None:
+        """The model's own ``observe`` for its drift profile, where it has one."""
+        python_model = getattr(self.pyfunc._model_impl, "python_model", None)
+        return getattr(python_model, "observe", None)
+
+    def description(self) -> dict[str, Any]:
+        """What ``GET /model`` answers."""
+        metadata = self.pyfunc.metadata
+        signature = metadata.signature
+        return {
+            "name": self.version.name,
+            "version": self.version.version,
+            "run_id": self.version.run_id or None,
+            "loaded_since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.loaded_at)),
+            "mlflow_version": metadata.mlflow_version,
+            "model_uuid": metadata.model_uuid,
+            "fast_path": self._plan is not None,
+            "signature": None
+            if signature is None
+            else {
+                "inputs": signature.inputs and signature.inputs.to_dict(),
+                "outputs": signature.outputs and signature.outputs.to_dict(),
+                "params": signature.params and signature.params.to_dict(),
+            },
+            "input_example": self.example(),
+        }
+
+    def example(self) -> Any:
+        """The body of a request with the model's input example, or None."""
+        try:
+            return orjson.loads((self.stored.model_path / _EXAMPLE_FILE).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+
+def alike(actual: Any, expected: Any) -> bool:
+    """Whether two JSON values agree, numbers within what another CPU's arithmetic may change."""
+    if isinstance(expected, (int, float)) and not isinstance(expected, bool):
+        return (
+            isinstance(actual, (int, float))
+            and not isinstance(actual, bool)
+            and math.isclose(actual, expected, rel_tol=_RELATIVE_TOLERANCE, abs_tol=_ABSOLUTE_TOLERANCE)
+        )
+    if isinstance(expected, list):
+        return isinstance(actual, list) and len(actual) == len(expected) and all(map(alike, actual, expected))
+    if isinstance(expected, dict):
+        return (
+            isinstance(actual, dict)
+            and actual.keys() == expected.keys()
+            and all(alike(actual[key], expected[key]) for key in expected)
+        )
+    return bool(actual == expected)
+
+
+def _python_model_call(python_model: Any, context: Any) -> Callable[[Any, Any], Any]:
+    """``python_model.predict`` with the arguments that its signature takes, decided once."""
+    predict = python_model.predict
+    parameters = inspect.signature(predict).parameters
+    takes_context = "context" in parameters
+    if "params" in parameters:
+        if takes_context:
+            return lambda data, params: predict(context, data, params=params)
+        return lambda data, params: predict(data, params=params)
+    return (lambda data, params: predict(context, data)) if takes_context else (lambda data, params: predict(data))
+
+
+def _converts(hint: Any) -> bool:
+    """Whether MLflow converts a data frame for a model with this type hint."""
+    import pandas
+
+    return hint is not pandas.DataFrame and hint is not Any
+
+
+def _is_invalid_parameter(error: MlflowException) -> bool:
+    return bool(error.error_code == "INVALID_PARAMETER_VALUE")

@@ -1,0 +1,154 @@
+"""``/openapi.json``: the API of this server with the schema of the model that it serves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from model_server import protocol
+
+if TYPE_CHECKING:
+    from model_server.model import ServedModel
+    from model_server.settings import Settings
+
+_JSON_TYPES: dict[str, dict[str, Any]] = {
+    "boolean": {"type": "boolean"},
+    "integer": {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1},
+    "long": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+    "float": {"type": "number"},
+    "double": {"type": "number"},
+    "string": {"type": "string"},
+    "binary": {"type": "string", "contentEncoding": "base64"},
+    "datetime": {"type": "string", "format": "date-time"},
+}
+_TABLE = {
+    "dataframe_split": {
+        "type": "object",
+        "required": ["data"],
+        "properties": {
+            "columns": {"type": "array", "items": {"type": ["string", "integer"]}},
+            "index": {"type": "array"},
+            "data": {"type": "array", "items": {"type": "array"}},
+        },
+        "additionalProperties": False,
+    },
+    "dataframe_records": {"type": "array", "items": {"type": "object"}},
+}
+
+
+def describe(settings: Settings, model: ServedModel | None) -> dict[str, Any]:
+    """The OpenAPI 3.1 document."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": f"Model server: {settings.model_name}",
+            "version": model.version.version if model else "0",
+            "description": "MLflow's scoring protocol, with readiness, metrics and a description of the model.",
+        },
+        "paths": {
+            "/invocations": {"post": _invocations(settings, model)},
+            "/ping": {"get": _get("The process answers.", _text("application/json"))},
+            "/health": {"get": _get("The process answers.", _text("application/json"))},
+            "/version": {"get": _get("MLflow's version.", _text("application/json"))},
+            "/ready": {"get": _get("A model is loaded and has answered its example.", _object(), unavailable=True)},
+            "/model": {"get": _get("The model that is served.", _object(), unavailable=True)},
+            "/metrics": {"get": _get("Prometheus metrics.", _text("text/plain"))},
+            "/openapi.json": {"get": _get("This document.", _object())},
+        },
+        "components": {
+            "schemas": {
+                "Error": {
+                    "type": "object",
+                    "required": ["error_code", "message", "request_id"],
+                    "properties": {
+                        "error_code": {"type": "string"},
+                        "message": {"type": "string"},
+                        "request_id": {"type": "string"},
+                        "detail": {"type": "string"},
+                    },
+                }
+            }
+        },
+    }
+
+
+def _invocations(settings: Settings, model: ServedModel | None) -> dict[str, Any]:
+    shapes: dict[str, Any] = {"inputs": _inputs(model), "instances": {}, **_TABLE}
+    params = {"type": ["object", "null"], "properties": _params(model)}
+    variants = [
+        {
+            "type": "object",
+            "required": [key],
+            "properties": {key: shape, "params": params},
+            "additionalProperties": False,
+        }
+        for key, shape in shapes.items()
+    ]
+    content: dict[str, Any] = {
+        protocol.JSON: {"schema": {"oneOf": variants}},
+        protocol.CSV: {"schema": {"type": "string"}},
+        protocol.PARQUET: {"schema": {"type": "string", "format": "binary"}},
+    }
+    if model is not None and (example := model.example()) is not None:
+        content[protocol.JSON]["example"] = example
+    return {
+        "summary": "Predict.",
+        "parameters": [{"name": "X-Request-Id", "in": "header", "schema": {"type": "string"}}],
+        "requestBody": {"required": True, "content": content},
+        "responses": {
+            "200": {
+                "description": "One prediction per row.",
+                "headers": {name: {"schema": {"type": "string"}} for name in ("X-Request-Id", "X-Model-Version")},
+                "content": {
+                    protocol.JSON: {
+                        "schema": {"type": "object", "required": ["predictions"], "properties": {"predictions": {}}}
+                    }
+                },
+            },
+            "400": _failure("The body is malformed or does not fit the model's signature."),
+            "413": _failure(f"More than {settings.max_body_bytes} bytes or {settings.max_rows} rows."),
+            "415": _failure("Another content type."),
+            "500": _failure("The model failed; the log has the reason under the request's id."),
+            "503": _failure("No model yet, or the queue is full; Retry-After says when to try again."),
+            "504": _failure(f"No prediction within {settings.request_timeout:g} s."),
+        },
+    }
+
+
+def _inputs(model: ServedModel | None) -> dict[str, Any]:
+    """What ``inputs`` may be: narrowed for one scalar column, open for everything else MLflow reads."""
+    schema = model and model.pyfunc.metadata.get_input_schema()
+    if not schema or schema.is_tensor_spec() or len(schema.inputs) != 1:
+        return {}
+    kind = getattr(schema.inputs[0].type, "name", None)
+    return {"type": "array", "minItems": 1, "items": _JSON_TYPES[kind]} if kind in _JSON_TYPES else {}
+
+
+def _params(model: ServedModel | None) -> dict[str, Any]:
+    schema = model and model.pyfunc.metadata.get_params_schema()
+    described = {}
+    for param in schema.params if schema else []:
+        scalar = _JSON_TYPES.get(getattr(param.dtype, "name", ""), {})
+        described[param.name] = scalar if param.shape is None else {"type": "array", "items": scalar}
+    return described
+
+
+def _get(summary: str, content: dict[str, Any], *, unavailable: bool = False) -> dict[str, Any]:
+    responses = {"200": {"description": summary, "content": content}}
+    if unavailable:
+        responses["503"] = _failure("No model yet.")
+    return {"summary": summary, "responses": responses}
+
+
+def _text(media_type: str) -> dict[str, Any]:
+    return {media_type: {}}
+
+
+def _object() -> dict[str, Any]:
+    return {"application/json": {"schema": {"type": "object"}}}
+
+
+def _failure(description: str) -> dict[str, Any]:
+    return {
+        "description": description,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }

@@ -1,0 +1,92 @@
+"""What the registry says about the alias, asked over MLflow's REST API with the standard library alone.
+
+The supervisor asks every few seconds for years: importing MLflow there would cost 150 MB for one GET.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import ssl
+import urllib.error
+import urllib.request
+from urllib.parse import quote, urlencode, urlsplit
+
+from model_server.store import ModelVersion
+
+_TIMEOUT_SECONDS = 5.0
+
+
+class RegistryError(Exception):
+    """The registry did not answer, or not as a registry."""
+
+
+class Registry:
+    """One registered model's alias on the MLflow server at ``tracking_uri``.
+
+    Credentials and TLS come from the variables that MLflow's own client reads.
+    """
+
+    def __init__(self, tracking_uri: str, name: str, alias: str) -> None:
+        query = urlencode({"name": name, "alias": alias}, quote_via=quote)
+        parts = urlsplit(tracking_uri)
+        host = parts.netloc.rpartition("@")[2]
+        self._url = f"{parts.scheme}://{host}{parts.path}/api/2.0/mlflow/registered-models/alias?{query}"
+        self._headers = {"Accept": "application/json", **_authorization(parts.username, parts.password)}
+        self._tls = _tls_context() if parts.scheme == "https" else None
+
+    def champion(self) -> ModelVersion | None:
+        """The version the alias points at, or None when there is no such model or alias.
+
+        Raises:
+            RegistryError: when the registry cannot be asked.
+        """
+        request = urllib.request.Request(self._url, headers=self._headers)
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=self._tls) as response:
+                found = json.load(response)["model_version"]
+            return ModelVersion(
+                name=found["name"],
+                version=str(found["version"]),
+                created=int(found["creation_timestamp"]),
+                run_id=found.get("run_id", ""),
+                source=found.get("source", ""),
+            )
+        except urllib.error.HTTPError as error:
+            if error.code in (400, 404) and _is_absent(error.read(65536)):
+                return None
+            raise RegistryError(f"answered {error.code} {error.reason}") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RegistryError(str(error) or type(error).__name__) from error
+
+
+def _is_absent(body: bytes) -> bool:
+    """Whether an error body says that the model or its alias does not exist."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return False
+    # MLflow says INVALID_PARAMETER_VALUE for an alias that is missing from a model that exists.
+    return isinstance(answer, dict) and (
+        answer.get("error_code") == "RESOURCE_DOES_NOT_EXIST"
+        or (answer.get("error_code") == "INVALID_PARAMETER_VALUE" and "alias" in str(answer.get("message")).lower())
+    )
+
+
+def _authorization(user: str | None, password: str | None) -> dict[str, str]:
+    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        return {"Authorization": f"Bearer {token}"}
+    user = user or os.environ.get("MLFLOW_TRACKING_USERNAME")
+    password = password or os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    if not user:
+        return {}
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password or ''}".encode()).decode()}
+
+
+def _tls_context() -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or None)
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

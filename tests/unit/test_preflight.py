@@ -1,0 +1,159 @@
+"""What is refused before anything is changed, and with which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import preflight
+import pytest
+import yaml
+from conftest import load_plugin
+
+settings = load_plugin("action/preflight.py")
+
+ROOT = Path(__file__).parents[2]
+ROLES = ROOT / "roles"
+PROFILES = {"dev": ["mlflow"], "train": ["training"], "serve": ["mlflow", "serving"], "full": ["mlflow", "serving"]}
+SERVICE_GROUPS = {"serving": "serving"}
+SPECS = {
+    "web": {
+        "web_port": {"type": "int"},
+        "web_level": {"type": "str", "choices": ["low", "high"]},
+        "web_certificate": {"type": "path"},
+        "web_password": {"type": "int", "no_log": True},
+    }
+}
+
+TCP = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1
+   1: 0100007F:0050 0100007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 2 1
+"""
+
+
+class TestRequest:
+    def test_a_tag_that_is_no_profile_is_refused_with_the_valid_ones(self) -> None:
+        (complaint,) = settings.unknown_tags(["sreve"], PROFILES)
+        assert complaint == "tag 'sreve': no such profile, did you mean 'serve'; the profiles are: dev, train, serve, full."
+
+    @pytest.mark.parametrize("tag", ["all", "serve", "train"])
+    def test_profiles_and_tags_of_ansible_itself_are_accepted(self, tag: str) -> None:
+        assert settings.unknown_tags([tag], PROFILES) == []
+
+    def test_a_profile_whose_group_is_empty_is_refused_rather_than_a_silent_no_op(self) -> None:
+        (complaint,) = settings.missing_groups(["serve"], {"mlops": ["a"], "serving": []}, {"serve": "serving"})
+        assert "no host of the inventory is in group 'serving'" in complaint
+        assert "mlops" in complaint
+
+    @pytest.mark.parametrize(
+        ("tags", "groups", "services"),
+        [
+            (["all"], ["mlops", "serving"], ["mlflow", "serving"]),
+            (["all"], ["mlops"], ["mlflow"]),
+            (["full"], ["mlops"], ["mlflow"]),
+            (["serve"], ["mlops", "serving"], ["mlflow", "serving"]),
+            (["train"], ["mlops", "serving"], ["training"]),
+            (["dev", "train"], ["mlops", "serving"], ["mlflow", "training"]),
+        ],
+    )
+    def test_groups_say_what_a_host_has_and_tags_what_the_run_does(
+        self, tags: list[str], groups: list[str], services: list[str]
+    ) -> None:
+        assert settings.wanted_services(tags, groups, PROFILES, SERVICE_GROUPS) == services
+
+
+class TestSettings:
+    def test_a_misspelt_setting_is_named_with_the_one_that_was_meant(self) -> None:
+        (complaint,) = settings.unknown_settings(["web_prot", "other"], SPECS, [])
+        assert complaint.startswith("web_prot: no such setting, did you mean 'web_port'")
+
+    def test_facts_that_the_appliance_sets_itself_are_no_misspelling(self) -> None:
+        assert settings.unknown_settings(["mlops_images"], SPECS, ["mlops_images"]) == []
+
+    @pytest.mark.parametrize(
+        ("name", "value", "reason"),
+        [("web_port", "eighty", "cannot be converted to an int"), ("web_level", "middling", "low, high")],
+    )
+    def test_a_wrong_value_is_named_with_the_reason(self, name: str, value: str, reason: str) -> None:
+        (complaint,) = settings.wrong_values({name: value}, SPECS)
+        assert complaint.startswith(f"{name}: '{value}' is refused: ")
+        assert reason in complaint
+
+    def test_a_secret_value_is_never_repeated(self) -> None:
+        (complaint,) = settings.wrong_values({"web_password": "hunter2"}, SPECS)
+        assert complaint.startswith("web_password: is refused")
+
+    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
+        (complaint,) = settings.wrong_values({"web_certificate": str(tmp_path / "ca.pem")}, SPECS)
+        assert complaint.startswith("web_certificate: ")
+        assert "is no file on the controller" in complaint
+
+    def test_right_values_pass(self, tmp_path: Path) -> None:
+        (tmp_path / "ca.pem").touch()
+        values = {"web_port": 80, "web_level": "low", "web_certificate": str(tmp_path / "ca.pem")}
+        assert settings.wrong_values(values, SPECS) == []
+
+    def test_two_settings_cannot_claim_one_port(self) -> None:
+        (complaint,) = settings.port_clashes({"a_port": 80, "b_port": 80})
+        assert complaint == "b_port: port 80 is already claimed by a_port: change one of them."
+
+    def test_a_port_out_of_range_is_refused(self) -> None:
+        (complaint,) = settings.port_clashes({"a_port": 70000})
+        assert complaint.startswith("a_port: 70000 is no port")
+
+
+class TestHost:
+    def test_listening_sockets_count_and_connections_do_not(self) -> None:
+        assert preflight.listening_ports([TCP]) == {8080}
+
+    def test_ports_of_running_containers_are_known(self) -> None:
+        document = '[{"HostConfig": {"PortBindings": {"80/tcp": [{"HostIp": "", "HostPort": "8080"}], "81/tcp": null}}}]'
+        assert preflight.published_ports(document) == {8080}
+
+    @pytest.mark.parametrize("release", ['ID=debian\nVERSION_ID="13"\n', 'ID=debian\nVERSION_ID="14"\n'])
+    def test_debian_13_and_newer_are_supported(self, release: str) -> None:
+        assert preflight.wrong_system(release) == []
+
+    @pytest.mark.parametrize("release", ['ID=debian\nVERSION_ID="12"\n', 'ID=ubuntu\nVERSION_ID="24.04"\n'])
+    def test_other_systems_are_refused_by_name(self, release: str) -> None:
+        (complaint,) = preflight.wrong_system(release)
+        assert "Debian 13" in complaint
+
+    def test_a_full_disk_is_named_with_its_setting_even_for_a_path_that_is_not_there_yet(self, tmp_path: Path) -> None:
+        (complaint,) = preflight.full_disks({str(tmp_path / "not" / "yet"): 10**9})
+        assert complaint.startswith("preflight_disk_free_mb: ")
+        assert preflight.full_disks({str(tmp_path): 0}) == []
+
+
+class TestRoles:
+    """The roles keep their promises to preflight and to one another."""
+
+    @pytest.mark.parametrize("role", sorted(settings.role_options(ROLES)))
+    def test_defaults_and_argument_specs_agree(self, role: str) -> None:
+        specified = settings.role_options(ROLES)[role]
+        file = ROLES / role / "defaults" / "main.yml"
+        defaults = yaml.safe_load(file.read_text()) if file.exists() else {}
+        assert {name: option["default"] for name, option in specified.items() if "default" in option} == (defaults or {})
+
+    @pytest.mark.parametrize("role", sorted(settings.role_options(ROLES)))
+    def test_every_setting_says_what_it_is(self, role: str) -> None:
+        for name, option in settings.role_options(ROLES)[role].items():
+            assert option.get("description"), f"{name} has no description"
+            assert "type" in option, f"{name} has no type"
+            assert not option.get("required"), f"{name} is required: give it a default, or refuse it in preflight"
+
+    def test_a_setting_belongs_to_one_role(self) -> None:
+        owners: dict[str, str] = {}
+        for role, options in settings.role_options(ROLES).items():
+            for name in options:
+                assert name not in owners, f"{name} is an option of {owners[name]} and of {role}"
+                owners[name] = role
+
+    def test_the_tags_of_site_yml_are_the_profiles_of_preflight(self) -> None:
+        profiles = yaml.safe_load((ROLES / "preflight" / "vars" / "main.yml").read_text())["__preflight_profiles"]
+        (play,) = (play for play in yaml.safe_load((ROOT / "site.yml").read_text()) if play["hosts"] == "mlops")
+        tags = {item["role"]: set(item["tags"]) - {"never"} for item in play["roles"] if item["tags"] != ["always"]}
+        services = {service for members in profiles.values() for service in members}
+        assert services <= tags.keys(), "every service of a profile has a role in site.yml"
+        for profile, members in profiles.items():
+            assert set(members) == {role for role, names in tags.items() if profile in names}, f"profile {profile}"
