@@ -8,17 +8,20 @@ import os
 import secrets as random_source
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ansible.module_utils.container_unit import (
-    AWAIT_HEALTHY,
-    AWAIT_HEALTHY_SCRIPT,
     DOCKER,
     FINGERPRINT_LABEL,
+    HEALTH_UNIT,
     PREFIX,
+    SHARED_FILES,
+    SHARED_UNITS,
+    TARGET,
+    UNIT_DIR,
     ContainerSpec,
     Health,
     Secret,
@@ -28,7 +31,6 @@ from ansible.module_utils.container_unit import (
     validate_name,
 )
 
-UNIT_DIR = "/etc/systemd/system"
 SECRETS_DIR = "/etc/mlops/secrets"
 STATE_DIR = "/var/lib/mlops"
 FINGERPRINT_KEY = f"{SECRETS_DIR}/.fingerprint_key"
@@ -66,6 +68,7 @@ class Observed:
         image_id: id of the image the container was made from.
         fingerprint: the fingerprint the container was made with.
         health: docker's health status, such as ``healthy``; empty without a container.
+        idle: shared units that do not run, or would not after a reboot.
     """
 
     active: str = "inactive"
@@ -74,6 +77,7 @@ class Observed:
     image_id: str = ""
     fingerprint: str = ""
     health: str = ""
+    idle: tuple[str, ...] = ()
 
 
 @dataclass
@@ -130,7 +134,8 @@ class Host:
     def write(self, absolute: str, content: str, mode: int) -> None:
         """Replace a file whole, so that nobody ever reads half of it or reads a secret too early."""
         path = self.path(absolute)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside a secret nobody else has business.
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if mode == 0o600 else 0o755)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
@@ -157,8 +162,12 @@ class Host:
         return result.out.strip() if result.rc == 0 else ""
 
     def observe(self, container: str, unit: str) -> Observed:
-        shown = self.run(["systemctl", "show", unit, "--property=ActiveState,UnitFileState"])
-        properties = dict(line.split("=", 1) for line in shown.out.splitlines() if "=" in line)
+        units = (unit, *SHARED_UNITS)
+        shown = self.run(["systemctl", "show", "--property=ActiveState,UnitFileState", *units])
+        # One block of lines for each unit, in their order, with a blank line between.
+        blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.out.split("\n\n")]
+        states = dict(zip(units, blocks, strict=False))
+        properties = states.get(unit, {})
         inspected = self.run([DOCKER, "container", "inspect", container])
         document: dict[str, Any] = json.loads(inspected.out)[0] if inspected.rc == 0 else {}
         health = document.get("State", {}).get("Health") or {}
@@ -169,6 +178,11 @@ class Host:
             image_id=document.get("Image", ""),
             fingerprint=document.get("Config", {}).get("Labels", {}).get(FINGERPRINT_LABEL, ""),
             health=health.get("Status", ""),
+            idle=tuple(
+                name
+                for name in SHARED_UNITS
+                if states.get(name) != {"ActiveState": "active", "UnitFileState": "enabled"}
+            ),
         )
 
     def journal_cursor(self) -> str:
@@ -234,14 +248,17 @@ class Service:
         outcome.changes += restart
         if not observed.enabled:
             outcome.changes.append("not enabled")
+        shared = {path: FileVersion(*version) for path, version in SHARED_FILES.items()}
+        shared_former = self._read(shared)
+        self._compare(shared_former, shared, outcome)
+        outcome.changes += observed.idle
 
         if restart_needed and self.validate and image_id:
             self._run_validation(wanted)
         if check_mode:
             return outcome
 
-        if host.read(AWAIT_HEALTHY) != AWAIT_HEALTHY_SCRIPT:
-            host.write(AWAIT_HEALTHY, AWAIT_HEALTHY_SCRIPT, 0o755)
+        self._provide_shared(shared_former, shared, observed.idle)
         if restart_needed:
             self._replace(former, wanted, outcome)
         elif observed.health != "healthy":
@@ -296,8 +313,11 @@ class Service:
         """The service's files as they are: those wanted, the unit, and what an older version left beside them."""
         config_dir = self.host.path(self.spec.config_dir)
         found = [f"{self.spec.config_dir}/{path.name}" for path in config_dir.iterdir()] if config_dir.is_dir() else []
+        return self._read([self.unit_path, *wanted, *found])
+
+    def _read(self, paths: Iterable[str]) -> Files:
         present: Files = {}
-        for path in dict.fromkeys([self.unit_path, *wanted, *found]):
+        for path in paths:
             content, mode = self.host.read(path), self.host.mode(path)
             if content is not None and mode is not None:
                 present[path] = FileVersion(content, mode, secret=path.startswith(SECRETS_DIR))
@@ -341,6 +361,19 @@ class Service:
         if result.rc != 0:
             said = (result.err or result.out).strip().replace(directory, spec.config_dir)
             raise ServiceError(f"{spec.unit}: `{' '.join(self.validate)}` refuses the new configuration: {said}")
+
+    def _provide_shared(self, former: Files, wanted: Files, idle: Sequence[str]) -> None:
+        """Bring the files and units that all services share to the host."""
+        changed = {path: version for path, version in wanted.items() if former.get(path) != version}
+        if not changed and not idle:
+            return
+        for path, version in changed.items():
+            self.host.write(path, version.content, version.mode)
+        self._systemctl("daemon-reload")
+        self._systemctl("enable", *SHARED_UNITS)
+        # The target alone: what it wants includes services that this run has no business with.
+        self._systemctl("start", "--job-mode=ignore-dependencies", TARGET)
+        self._systemctl("restart" if changed else "start", HEALTH_UNIT)
 
     # -- apply, verify, undo --------------------------------------------------------------------------------------
 

@@ -12,7 +12,10 @@ from typing import Any
 
 PREFIX = "mlops"
 TARGET = "mlops.target"
+HEALTH_UNIT = "mlops-health.service"
+UNIT_DIR = "/etc/systemd/system"
 AWAIT_HEALTHY = "/usr/local/lib/mlops/await-healthy"
+RESTART_UNHEALTHY = "/usr/local/lib/mlops/restart-unhealthy"
 DOCKER = "/usr/bin/docker"
 UNIT_LABEL = "mlops.unit"
 FINGERPRINT_LABEL = "mlops.fingerprint"
@@ -43,6 +46,56 @@ until [ "$(docker inspect --format '{{.State.Health.Status}}' "$container" 2>/de
     sleep 0.2
 done
 """
+
+RESTART_UNHEALTHY_SCRIPT = f"""\
+#!/bin/sh
+# restart-unhealthy: systemd sees whether a container runs, Docker whether it is healthy; this joins the two.
+restart() {{
+    while read -r unit; do
+        echo "$unit is unhealthy: restarting it"
+        systemctl restart --no-block "$unit"
+    done
+}}
+since=$(date +%s)
+docker ps --filter label={UNIT_LABEL} --filter health=unhealthy --format '{{{{.Label "{UNIT_LABEL}"}}}}' | restart
+docker events --since "$since" --filter label={UNIT_LABEL} --filter 'event=health_status: unhealthy' \\
+    --format '{{{{index .Actor.Attributes "{UNIT_LABEL}"}}}}' | restart
+"""
+
+TARGET_UNIT_TEXT = """\
+# Written by Ansible (systemd_container): changes made here are overwritten.
+[Unit]
+Description=MLOps appliance
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+HEALTH_UNIT_TEXT = f"""\
+# Written by Ansible (systemd_container): changes made here are overwritten.
+[Unit]
+Description=MLOps appliance: restart what is unhealthy
+PartOf={TARGET}
+Requires=docker.service
+After=docker.service
+
+[Service]
+ExecStart={RESTART_UNHEALTHY}
+Restart=always
+RestartSec=1
+
+[Install]
+WantedBy={TARGET}
+"""
+
+# What all services share, by path: content and mode.
+SHARED_FILES = {
+    AWAIT_HEALTHY: (AWAIT_HEALTHY_SCRIPT, 0o755),
+    RESTART_UNHEALTHY: (RESTART_UNHEALTHY_SCRIPT, 0o755),
+    f"{UNIT_DIR}/{TARGET}": (TARGET_UNIT_TEXT, 0o644),
+    f"{UNIT_DIR}/{HEALTH_UNIT}": (HEALTH_UNIT_TEXT, 0o644),
+}
+SHARED_UNITS = (TARGET, HEALTH_UNIT)
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

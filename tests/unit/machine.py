@@ -51,7 +51,7 @@ class Machine:
 
     def starts(self) -> int:
         """How often a unit was started."""
-        return sum(command[:2] == ["systemctl", "start"] for command in self.commands)
+        return sum(command[:2] == ["systemctl", "start"] and command[-1].endswith("-web.service") for command in self.commands)
 
     def run(self, command: Sequence[str]) -> CommandResult:
         self.commands.append(list(command))
@@ -78,12 +78,12 @@ class Machine:
     def _systemctl(self, arguments: list[str]) -> CommandResult:
         unit = arguments[-1]
         match arguments:
-            case ["show", unit, *_]:
-                state = "active" if unit in self.active else "inactive"
-                enabled = "enabled" if unit in self.enabled else "disabled"
-                return CommandResult(0, f"ActiveState={state}\nUnitFileState={enabled}\n", "")
-            case ["enable", _]:
-                self.enabled.add(unit)
+            case ["show", "--property=ActiveState,UnitFileState", *units]:
+                return CommandResult(0, "\n\n".join(map(self._state, units)) + "\n", "")
+            case ["enable", *units]:
+                self.enabled.update(units)
+            case ["start", *_, "mlops.target"] | ["start" | "restart", "mlops-health.service"]:
+                self.active.add(unit)
             case ["disable", _]:
                 self.enabled.discard(unit)
             case ["stop", _]:
@@ -91,6 +91,11 @@ class Machine:
             case ["start", _]:
                 return CommandResult(0, "", "") if unit in self.active else self._start(unit)
         return CommandResult(0, "", "")
+
+    def _state(self, unit: str) -> str:
+        state = "active" if unit in self.active else "inactive"
+        enabled = "enabled" if unit in self.enabled else "disabled"
+        return f"ActiveState={state}\nUnitFileState={enabled}"
 
     def _start(self, unit: str) -> CommandResult:
         self._stop(unit)

@@ -10,7 +10,7 @@ import pytest
 import systemd_container
 import yaml
 from ansible.module_utils.container_host import Service, ServiceError, forget_name
-from ansible.module_utils.container_unit import AWAIT_HEALTHY, ConfigFile, ContainerSpec, Health, Secret
+from ansible.module_utils.container_unit import AWAIT_HEALTHY, SHARED_UNITS, ConfigFile, ContainerSpec, Health, Secret
 from machine import Machine
 
 
@@ -45,7 +45,7 @@ class TestApply:
     def test_a_new_service_is_written_enabled_and_started(self, machine: Machine) -> None:
         outcome = service(machine).apply()
         assert outcome.observed.health == "healthy"
-        assert machine.active == machine.enabled == {"mlops-web.service"}
+        assert machine.active == machine.enabled == {"mlops-web.service", *SHARED_UNITS}
         assert machine.host.read("/etc/mlops/web/web.conf") == "port = 80\n"
         assert "/etc/systemd/system/mlops-web.service" in outcome.changes
 
@@ -87,7 +87,7 @@ class TestApply:
         machine.run(["systemctl", "stop", "mlops-web.service"])
         machine.run(["systemctl", "disable", "mlops-web.service"])
         assert service(machine).apply().changes == ["not running", "not enabled"]
-        assert machine.active == machine.enabled == {"mlops-web.service"}
+        assert "mlops-web.service" in machine.active & machine.enabled
 
     def test_an_unhealthy_service_is_restarted(self, machine: Machine) -> None:
         service(machine).apply()
@@ -116,6 +116,30 @@ class TestApply:
         assert tree(machine) == before
 
 
+class TestShared:
+    """The target, the health watch and the script that waits: one of each for all services."""
+
+    def test_they_come_with_the_first_service(self, machine: Machine) -> None:
+        changes = service(machine).apply().changes
+        assert {"/etc/systemd/system/mlops.target", "mlops.target", "mlops-health.service"} <= set(changes)
+
+    def test_a_newer_version_of_them_restarts_no_service(self, machine: Machine) -> None:
+        service(machine).apply()
+        machine.host.write(AWAIT_HEALTHY, "an older version\n", 0o755)
+        assert service(machine).apply().changes == [AWAIT_HEALTHY]
+        assert machine.starts() == 1
+
+    def test_a_stopped_health_watch_is_started_and_nothing_else(self, machine: Machine) -> None:
+        service(machine).apply()
+        machine.active.discard("mlops-health.service")
+        assert service(machine).apply().changes == ["mlops-health.service"]
+        assert machine.starts() == 1
+
+    def test_the_target_is_started_without_the_services_of_other_profiles(self, machine: Machine) -> None:
+        service(machine).apply()
+        assert ["systemctl", "start", "--job-mode=ignore-dependencies", "mlops.target"] in machine.commands
+
+
 class TestUndo:
     def test_a_change_that_does_not_become_healthy_is_undone(self, machine: Machine) -> None:
         service(machine).apply()
@@ -124,7 +148,7 @@ class TestUndo:
         with pytest.raises(ServiceError) as caught:
             service(machine, memory="999m", files=BROKEN).apply()
         assert tree(machine) == before, "every file is as it was"
-        assert machine.active == {"mlops-web.service"}
+        assert "mlops-web.service" in machine.active
         assert "The former service is running again." in str(caught.value)
         assert "ValueError: no such setting" in str(caught.value), "the last log lines say why"
         assert "/etc/mlops/web/web.conf" in str(caught.value), "what changed is named"
@@ -150,7 +174,7 @@ class TestUndo:
         machine.becomes_healthy = breaks_on_new_memory
         with pytest.raises(ServiceError, match="It never ran before, so it is stopped"):
             service(machine, memory="999m").apply()
-        assert machine.active == machine.enabled == set()
+        assert "mlops-web.service" not in machine.active | machine.enabled
         assert machine.host.read("/etc/systemd/system/mlops-web.service") is None
 
     def test_when_the_former_service_does_not_start_either_the_error_says_so(self, machine: Machine) -> None:
@@ -232,7 +256,7 @@ class TestRemove:
         service(machine, secrets=(Secret("web_key", "/run/secrets/key"),)).apply()
         outcome = Service(machine.host, forget_name("web")).remove()
         assert "running" in outcome.changes
-        assert machine.active == machine.enabled == set()
+        assert "mlops-web.service" not in machine.active | machine.enabled
         assert machine.host.read("/etc/mlops/web/web.conf") is None
         assert machine.host.read("/etc/mlops/secrets/web_key") is not None
 
