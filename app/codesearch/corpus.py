@@ -1,13 +1,13 @@
-"""Python functions read from a directory of source code, in parallel, with nothing executed."""
+"""Documented Python functions read from a directory of source code, in parallel; nothing is executed."""
 
 from __future__ import annotations
 
 import ast
+import gc
 import hashlib
 import os
 import re
 import sys
-import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
@@ -20,29 +20,33 @@ from codesearch.searcher import subtokens
 SKIPPED_DIRECTORIES = frozenset(
     {"__pycache__", "site-packages", "dist-packages", "node_modules", "venv", "test", "tests", "testing", "idle_test"}
 )
+#: A larger file is generated data, and its syntax tree would cost a hundred times its size in memory.
 MAX_FILE_BYTES = 1_000_000
-MAX_SIGNATURE_LENGTH = 200
-MAX_QUERY_WORDS = 60
-MAX_STRING_LENGTH = 200
+_MAX_SIGNATURE_LENGTH = 200
+_MAX_QUERY_WORDS = 60
+_MAX_STRING_LENGTH = 200
+_CHUNK_FILES = 16
 _HOLDERS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If, ast.Try, ast.With)
-_CHUNK_FILES = 32
+
+_FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One function or method of a corpus.
+    """One documented function or method.
 
     Attributes:
         name: name qualified by its classes, e.g. ``DictReader.fieldnames``.
         file: path relative to the corpus root, with forward slashes.
         line: line of ``def``, from 1.
         signature: ``name(parameters) -> annotation``, shortened when very long.
-        query: first paragraph of the docstring on one line, empty without one.
+        query: first paragraph of the docstring, on one line.
         name_words: subtokens of the name, separated by spaces.
-        context_words: subtokens of the classes and the module that hold it.
-        body_words: subtokens of parameters, identifiers and strings in the body, in source order.
-        docstring_digest: digest of the docstring's words, 0 without one.
-        body_digest: digest of the body's structure, whatever its comments and layout.
+        place_words: subtokens of the modules and classes that hold it.
+        body_words: subtokens of parameters, and of identifiers and strings in the body, in source order.
+        docstring_digest: of the docstring's words, 64 bits.
+        query_digest: of the query's words, 64 bits.
+        body_digest: of the body's syntax without docstring, comments and layout, 64 bits.
     """
 
     name: str
@@ -51,10 +55,16 @@ class Function:
     signature: str
     query: str
     name_words: str
-    context_words: str
+    place_words: str
     body_words: str
     docstring_digest: int
+    query_digest: int
     body_digest: int
+
+    @property
+    def digests(self) -> tuple[int, int, int]:
+        """What must not be shared between a tested function and training."""
+        return self.docstring_digest, self.query_digest, self.body_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,50 +77,160 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """The functions under one root.
+    """The documented functions under one directory.
 
     Attributes:
         name: what people call this corpus.
         digest: SHA-256 over the relative paths and contents of its files, in hexadecimal.
         files: how many files were read, the skipped ones not counted.
-        functions: sorted by file and line.
-        skipped: files left out, with the reason.
+        undocumented: how many functions were left out for want of a docstring.
+        functions: in the order of files and lines.
+        skipped: files left out.
     """
 
     name: str
     digest: str
     files: int
+    undocumented: int
     functions: tuple[Function, ...]
     skipped: tuple[Skipped, ...]
 
 
-def digest64(text: str) -> int:
-    """Return the first 64 bits of the text's BLAKE2 digest, as an unsigned integer; 0 for no text."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") if text else 0
-
-
 def python_files(root: Path) -> list[Path]:
     """Return the ``*.py`` files under ``root`` that belong to a corpus, sorted."""
-    found = []
+    found: list[Path] = []
     for directory, names, files in os.walk(root):
-        names[:] = [n for n in names if n not in SKIPPED_DIRECTORIES and not n.startswith(".")]
-        found += [Path(directory, f) for f in files if f.endswith(".py")]
+        names[:] = [name for name in names if name not in SKIPPED_DIRECTORIES and not name.startswith(".")]
+        found += [Path(directory, file) for file in files if file.endswith(".py")]
     return sorted(found)
 
 
-def _query(docstring: str) -> str:
-    paragraph = re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0]
-    return " ".join(paragraph.split()[:MAX_QUERY_WORDS])
+def corpus_digest(root: Path) -> str:
+    """Return a SHA-256, in hexadecimal, of the paths and contents of a corpus's files; unreadable ones count as empty."""
+    digest = hashlib.sha256()
+    for path in python_files(root):
+        try:
+            content = path.read_bytes()
+        except OSError:
+            content = b""
+        digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode(errors="surrogateescape"))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def read_corpus(name: str, root: Path, executor: Executor) -> Corpus:
+    """Read all documented functions under ``root``.
+
+    Args:
+        name: what people call this corpus.
+        root: directory that holds the source code.
+        executor: pool of processes that does the reading; the result is the same for any number of workers.
+    """
+    paths = python_files(root)
+    chunks = [paths[start : start + _CHUNK_FILES] for start in range(0, len(paths), _CHUNK_FILES)]
+    functions: list[Function] = []
+    skipped: list[Skipped] = []
+    undocumented = 0
+    for found, failed, left_out in executor.map(_read_chunk, [root] * len(chunks), chunks):
+        functions += found
+        skipped += failed
+        undocumented += left_out
+    return Corpus(
+        name, corpus_digest(root), len(paths) - len(skipped), undocumented, tuple(functions), tuple(skipped)
+    )
+
+
+def _read_chunk(root: Path, paths: list[Path]) -> tuple[list[Function], list[Skipped], int]:
+    functions: list[Function] = []
+    skipped: list[Skipped] = []
+    undocumented = 0
+    gc.disable()  # syntax trees hold no cycles; looking for some takes a third of the time
+    try:
+        for path in paths:
+            file = path.relative_to(root).as_posix()
+            try:
+                tree = _parse(path)
+            except _UnreadableError as error:
+                skipped.append(Skipped(file, str(error)))
+                continue
+            module = [part for part in file.removesuffix(".py").split("/") if part != "__init__"]
+            for node, classes in _function_nodes(tree):
+                if docstring := ast.get_docstring(node, clean=False):
+                    functions.append(_function(node, classes, docstring, file, module))
+                else:
+                    undocumented += 1
+    finally:
+        gc.enable()
+    return functions, skipped, undocumented
+
+
+class _UnreadableError(Exception):
+    """Why a file was skipped."""
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _UnreadableError(error.strerror or type(error).__name__) from error
+    if len(content) > MAX_FILE_BYTES:
+        raise _UnreadableError(f"larger than {MAX_FILE_BYTES} bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the corpus's own invalid escapes are not ours to report
+            return ast.parse(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise _UnreadableError("not UTF-8") from error
+    except (SyntaxError, ValueError) as error:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise _UnreadableError(f"not Python {version}: {error.args[0]}") from error
+    except (RecursionError, MemoryError) as error:
+        raise _UnreadableError("nested too deeply") from error
+
+
+def _function_nodes(tree: ast.Module) -> Iterator[tuple[_FunctionNode, tuple[str, ...]]]:
+    """Yield the functions that other code can call: those of the module and its classes, not those inside functions."""
+    stack: list[tuple[ast.AST, tuple[str, ...]]] = [(tree, ())]
+    while stack:
+        node, classes = stack.pop()
+        if isinstance(node, _FunctionNode):
+            yield node, classes
+            continue
+        inner = (*classes, node.name) if isinstance(node, ast.ClassDef) else classes
+        stack.extend((child, inner) for child in reversed(list(ast.iter_child_nodes(node))) if isinstance(child, _HOLDERS))
+
+
+def _function(node: _FunctionNode, classes: tuple[str, ...], docstring: str, file: str, module: list[str]) -> Function:
+    query = " ".join(re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0].split()[:_MAX_QUERY_WORDS])
+    parameters, _ = _scan([node.args, *([node.returns] if node.returns else [])])
+    identifiers, syntax = _scan(node.body[1:])
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    signature = f"{node.name}({ast.unparse(node.args)}){returns}"
+    if len(signature) > _MAX_SIGNATURE_LENGTH:
+        signature = signature[: _MAX_SIGNATURE_LENGTH - 1] + "…"
+    return Function(
+        name=".".join((*classes, node.name)),
+        file=_printable(file),
+        line=node.lineno,
+        signature=_printable(signature),
+        query=_printable(query),
+        name_words=" ".join(subtokens(node.name)),
+        place_words=" ".join(subtokens(" ".join((*module, *classes)))),
+        body_words=" ".join(subtokens(" ".join(parameters + identifiers))),
+        docstring_digest=_digest(" ".join(subtokens(docstring))),
+        query_digest=_digest(" ".join(subtokens(query))),
+        body_digest=_digest(" ".join(syntax)),
+    )
 
 
 def _scan(nodes: Iterable[ast.AST]) -> tuple[list[str], list[str]]:
-    """Return the identifiers and strings under ``nodes``, and the structure that a digest is made of."""
+    """Return the identifiers and strings under ``nodes``, and the whole syntax, both in source order."""
     words: list[str] = []
-    structure: list[str] = []
+    syntax: list[str] = []
     stack = list(nodes)[::-1]
     while stack:
         node = stack.pop()
-        structure.append(type(node).__name__)
+        syntax.append(type(node).__name__)
         children: list[ast.AST] = []
         for field in node._fields:
             value = getattr(node, field, None)
@@ -119,99 +239,20 @@ def _scan(nodes: Iterable[ast.AST]) -> tuple[list[str], list[str]]:
                     if not isinstance(item, ast.expr_context):
                         children.append(item)
                 elif isinstance(item, str):
-                    words.append(item[:MAX_STRING_LENGTH])
-                    structure.append(item)
+                    words.append(item[:_MAX_STRING_LENGTH])
+                    syntax.append(item)
                 elif isinstance(item, int):
-                    structure.append(f"{item:x}")  # decimal digits of a huge integer would be refused
+                    syntax.append(f"{item:x}")  # Python refuses to write a huge integer in decimal
                 elif item is not None:
-                    structure.append(repr(item))
+                    syntax.append(repr(item))
         stack.extend(reversed(children))
-    return words, structure
+    return words, syntax
 
 
-def _is_overload(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    return any(ast.unparse(decorator).endswith("overload") for decorator in node.decorator_list)
+def _printable(text: str) -> str:
+    """Return ``text`` without the lone surrogates that a string escape or a file name can hold: JSON has none."""
+    return text.encode(errors="replace").decode()
 
 
-def _function(
-    node: ast.FunctionDef | ast.AsyncFunctionDef, classes: tuple[str, ...], file: str, module: list[str]
-) -> Function:
-    docstring = ast.get_docstring(node, clean=False) or ""
-    body = node.body[1:] if docstring else node.body
-    parameters, _ = _scan([node.args, *([node.returns] if node.returns else [])])
-    words, structure = _scan(body)
-    signature = f"{node.name}({ast.unparse(node.args)})" + (f" -> {ast.unparse(node.returns)}" if node.returns else "")
-    if len(signature) > MAX_SIGNATURE_LENGTH:
-        signature = signature[: MAX_SIGNATURE_LENGTH - 1] + "…"
-    return Function(
-        name=".".join((*classes, node.name)),
-        file=file,
-        line=node.lineno,
-        signature=signature,
-        query=_query(docstring),
-        name_words=" ".join(subtokens(node.name)),
-        context_words=" ".join(subtokens(" ".join((*module, *classes)))),
-        body_words=" ".join(subtokens(" ".join(parameters + words))),
-        docstring_digest=digest64(" ".join(subtokens(docstring))),
-        body_digest=digest64(" ".join(structure)),
-    )
-
-
-def _functions(tree: ast.Module, file: str) -> Iterator[Function]:
-    """Yield the functions that other code can call: of the module and its classes, not those inside functions."""
-    module = [part for part in file.removesuffix(".py").split("/") if part != "__init__"]
-    stack: list[tuple[ast.AST, tuple[str, ...]]] = [(tree, ())]
-    while stack:
-        node, classes = stack.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            if not _is_overload(node):
-                yield _function(node, classes, file, module)
-            continue
-        inner = (*classes, node.name) if isinstance(node, ast.ClassDef) else classes
-        stack.extend((child, inner) for child in reversed(list(ast.iter_child_nodes(node))) if isinstance(child, _HOLDERS))
-
-
-def read_file(path: Path, file: str) -> tuple[bytes, list[Function], str]:
-    """Read one file.
-
-    Returns:
-        The digest of its content, its functions, and why it was skipped (empty when it was not).
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        return b"", [], error.strerror or type(error).__name__
-    digest = hashlib.sha256(content).digest()
-    if len(content) > MAX_FILE_BYTES:
-        return digest, [], f"larger than {MAX_FILE_BYTES} bytes"
-    try:
-        tree = ast.parse(content.decode("utf-8-sig"))
-        return digest, list(_functions(tree, file)), ""
-    except UnicodeDecodeError:
-        return digest, [], "not UTF-8"
-    except (SyntaxError, ValueError) as error:
-        return digest, [], f"not Python {sys.version_info.major}.{sys.version_info.minor}: {error.args[0]}"
-    except (RecursionError, MemoryError):
-        return digest, [], "nested too deeply"
-
-
-def _read_chunk(root: Path, paths: list[Path]) -> list[tuple[bytes, list[Function], str]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)
-        return [read_file(path, path.relative_to(root).as_posix()) for path in paths]
-
-
-def read_corpus(name: str, root: Path, executor: Executor) -> Corpus:
-    paths = python_files(root)
-    chunks = [paths[i : i + _CHUNK_FILES] for i in range(0, len(paths), _CHUNK_FILES)]
-    digest = hashlib.sha256()
-    functions: list[Function] = []
-    skipped: list[Skipped] = []
-    results = executor.map(_read_chunk, [root] * len(chunks), chunks)
-    for path, (content, found, reason) in zip(paths, (r for c in results for r in c), strict=True):
-        file = path.relative_to(root).as_posix()
-        digest.update(file.encode() + b"\0" + content)
-        functions += found
-        if reason:
-            skipped.append(Skipped(file, reason))
-    return Corpus(name, digest.hexdigest(), len(paths) - len(skipped), tuple(functions), tuple(skipped))
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big")

@@ -104,4 +104,5 @@ class FilterModule:
     """What Ansible loads."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
+        """Filters by the name that templates use."""
         return {"image_references": image_references, "image_plan": image_plan}

@@ -387,7 +387,7 @@ class Service:
         log = self.host.journal_since(self.spec.unit, cursor)
         state = self._undo(wanted, good)
         raise ServiceError(
-            f"{self.spec.unit} did not become healthy within {self.spec.start_timeout} s. "
+            f"{self.spec.unit} did not become healthy (it has {self.spec.start_timeout} s). "
             f"Changed: {', '.join(outcome.changes)}. {state}\nIts last log lines:\n" + "\n".join(log),
             changes=outcome.changes,
             undone=state,
