@@ -59,6 +59,9 @@ class Searcher:
 
     Args:
         directory: where the index is.
+
+    Attributes:
+        lexical_weight: weight of the lexical half of the score.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -66,7 +69,7 @@ class Searcher:
         index: dict[str, Any] = json.loads((path / "index.json").read_text(encoding="utf-8"))
         self._words: dict[str, int] = {word: number for number, word in enumerate(index["words"])}
         self._functions: list[list[Any]] = index["functions"]
-        self._lexical_weight = float(index["lexical_weight"])
+        self.lexical_weight = float(index["lexical_weight"])
         # Mapped, not read: the workers of a server share one copy.
         self._query_vectors, self._function_vectors, self._starts, self._postings, self._scores, self._bounds = (
             np.asarray(np.load(path / f"{name}.npy", mmap_mode="r"))
@@ -113,7 +116,7 @@ class Searcher:
             for number, count in counts.items():
                 part = slice(self._starts[number], self._starts[number + 1])
                 scores[row, self._postings[part]] += self._scores[part] * np.float32(
-                    self._lexical_weight * count / bound
+                    self.lexical_weight * count / bound
                 )
         return scores
 

@@ -1,0 +1,199 @@
+# Copyright the mlops-appliance authors. SPDX-License-Identifier: Apache-2.0
+"""Filters that decide which images a host needs, what they are called and in which order they are built.
+
+A build is what the role ``images`` describes an image with: ``context`` (a directory of the project), ``paths`` (files
+and directories of the context that the image is made from), ``parents`` (images it stands on, by the build argument
+that names them) and optionally ``target`` (a stage of the Dockerfile).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible import constants
+from ansible.errors import AnsibleFilterError
+
+Builds = Mapping[str, Mapping[str, Any]]
+
+PREFIX = "mlops"
+TAG_DIGITS = 12
+# Left behind by tools, and never part of an image.
+IGNORED = frozenset({"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"})
+
+
+def image_references(builds: Builds, root: str, inputs: Iterable[str] = ()) -> dict[str, str]:
+    """Name every image after a digest of all that it is made from, so that an unchanged image is not built again.
+
+    Args:
+        builds: the builds, parents first.
+        root: the project's directory.
+        inputs: texts that every image depends on, such as certificates and mirrors.
+
+    Returns:
+        A reference, ``mlops-<image>:<digest>``, by image.
+
+    Raises:
+        AnsibleFilterError: a path of a build is not there.
+    """
+    references: dict[str, str] = {}
+    shared = list(inputs)
+    for image, build in builds.items():
+        files = {
+            name: [hashlib.sha256(file.read_bytes()).hexdigest(), _is_executable(file)]
+            for name, file in _context_files(build, root)
+        }
+        parents = {argument: references[parent] for argument, parent in build["parents"].items()}
+        document = json.dumps([image, build.get("target"), parents, files, shared], sort_keys=True)
+        references[image] = f"{PREFIX}-{image}:{hashlib.sha256(document.encode()).hexdigest()[:TAG_DIGITS]}"
+    return references
+
+
+def image_sources(
+    services: Iterable[str],
+    references: Mapping[str, str],
+    own: Mapping[str, str],
+    sources: Mapping[str, str],
+    archives: str,
+) -> dict[str, dict[str, str]]:
+    """Where each service's image comes from, and the reference it then has.
+
+    Args:
+        services: services that need an image.
+        references: what `image_references` returned.
+        own: references of images that the operator chose, by service.
+        sources: ``build``, ``registry`` or ``archive``, by service.
+        archives: directory of the controller with archives of images.
+
+    Returns:
+        ``source`` and ``reference`` by service, and ``archive``, a file of the controller, for that source.
+
+    Raises:
+        AnsibleFilterError: a source cannot provide the image; the message names the setting.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for service in services:
+        source, image = sources[service], own.get(service)
+        if source == "archive":
+            archive = Path(archives).expanduser() / f"{service}.tar"
+            found[service] = {"source": source, "reference": _archived_reference(archive), "archive": str(archive)}
+        elif source == "registry":
+            if not image:
+                raise AnsibleFilterError(f"{service}_image: a registry is to provide the image, so say which image.")
+            found[service] = {"source": source, "reference": image}
+        elif image:
+            raise AnsibleFilterError(f"{service}_image: {image} is not built here: set {service}_image_source to registry.")
+        elif service not in references:
+            raise AnsibleFilterError(
+                f"{service}_image_source: there is no build of {service}: choose registry, with {service}_image, or archive."
+            )
+        else:
+            found[service] = {"source": source, "reference": references[service]}
+    return found
+
+
+def image_builds(
+    wanted: Iterable[str], builds: Builds, references: Mapping[str, str], present: Iterable[str]
+) -> list[list[str]]:
+    """Images that have to be built. A parent is built only for a child that is not there.
+
+    Args:
+        wanted: images that are needed.
+        builds: the builds, parents first.
+        references: what `image_references` returned.
+        present: references that the host has.
+
+    Returns:
+        Groups of images: those of a group need one another not, only those of earlier groups.
+    """
+    there = set(present)
+    stages: dict[str, int] = {}
+
+    def stage(image: str) -> int:
+        if references[image] in there:
+            return 0
+        if image not in stages:
+            stages[image] = 1 + max((stage(parent) for parent in builds[image]["parents"].values()), default=0)
+        return stages[image]
+
+    last = max((stage(image) for image in wanted), default=0)
+    return [[image for image in builds if stages.get(image) == number] for number in range(1, last + 1)]
+
+
+def image_contexts(images: Iterable[str], builds: Builds, root: str) -> str:
+    """Pack what some images are built from, because one archive travels faster than many files.
+
+    Args:
+        images: images to be built.
+        builds: the builds.
+        root: the project's directory.
+
+    Returns:
+        A gzip-compressed tar archive on the controller, which Ansible removes when it ends. Its paths are relative to
+        the project's directory.
+    """
+    files = {
+        f"{builds[image]['context']}/{name}": file for image in images for name, file in _context_files(builds[image], root)
+    }
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, file in sorted(files.items()):
+            member = tarfile.TarInfo(name)
+            member.size = file.stat().st_size
+            member.mode = 0o755 if _is_executable(file) else 0o644
+            with file.open("rb") as content:
+                archive.addfile(member, content)
+    packed = gzip.compress(stream.getvalue(), mtime=0)
+    path = Path(constants.DEFAULT_LOCAL_TMP) / f"image-contexts-{hashlib.sha256(packed).hexdigest()}.tar.gz"
+    path.write_bytes(packed)
+    return str(path)
+
+
+def _context_files(build: Mapping[str, Any], root: str) -> Iterator[tuple[str, Path]]:
+    """The files a build is made from, each with its name relative to the context."""
+    context = Path(root) / build["context"]
+    for path in build["paths"]:
+        start = context / path
+        if not start.exists():
+            raise AnsibleFilterError(f"{start} is missing: an image is made from it.")
+        for file in [start] if start.is_file() else sorted(start.rglob("*")):
+            if file.is_file() and not IGNORED & set(file.relative_to(context).parts):
+                yield str(file.relative_to(context)), file
+
+
+def _is_executable(file: Path) -> bool:
+    return bool(file.stat().st_mode & 0o100)
+
+
+def _archived_reference(archive: Path) -> str:
+    """The first reference in an archive that ``docker save`` wrote."""
+    try:
+        with tarfile.open(archive) as content:
+            manifest = content.extractfile("manifest.json")
+            references = json.load(manifest)[0]["RepoTags"] if manifest else []
+    except OSError as error:
+        raise AnsibleFilterError(f"mlops_image_archives: {archive}: {error.strerror or error}") from error
+    except (tarfile.TarError, KeyError, ValueError, LookupError) as error:
+        raise AnsibleFilterError(f"mlops_image_archives: {archive} is no archive made by docker save: {error}") from error
+    if not references:
+        raise AnsibleFilterError(f"mlops_image_archives: {archive} holds an image without a name: save it by its name.")
+    return str(references[0])
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Filters by the name that templates use."""
+        return {
+            "image_references": image_references,
+            "image_sources": image_sources,
+            "image_builds": image_builds,
+            "image_contexts": image_contexts,
+        }
