@@ -69,7 +69,8 @@ clean:  ## Remove .venv and the caches
 	rm -rf .venv .*_cache
 
 .venv/.uv: requirements-uv.txt
-	$(PYTHON) -m venv --clear .venv || { apt-get update && apt-get install --yes python3-venv && $(PYTHON) -m venv --clear .venv; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { apt-get update && apt-get install --yes python3-venv; }
+	$(PYTHON) -m venv --clear .venv
 	.venv/bin/python -m pip install --quiet --require-hashes --requirement requirements-uv.txt
 	@touch $@
 

@@ -30,21 +30,14 @@ def raw_inputs(key: str, data: Any) -> Any:
     return data if key == "inputs" else DECLINED
 
 
-def plan_for(schema: Schema | None, *, strings_as_list: bool) -> Plan | None:
-    """The plan for a signature's inputs, or None where there is no short way.
-
-    Args:
-        schema: the inputs of the signature.
-        strings_as_list: the model's type hint is ``list[str]``, so that a string column arrives as a list.
-    """
+def plan_for(schema: Schema | None) -> Plan | None:
+    """The plan for a signature's inputs, or None where there is no short way."""
     if schema is None or not schema.inputs:
         return None
     if all(isinstance(spec, TensorSpec) for spec in schema.inputs):
         return _tensor_plan(schema.inputs)
     if not all(_is_plain_column(spec) for spec in schema.inputs):
         return None
-    if strings_as_list:
-        return _StringList(schema) if [spec.type for spec in schema.inputs] == [DataType.string] else None
     return _Columns(schema)
 
 
@@ -152,22 +145,6 @@ class _Columns:
         if key == "instances" and self._named:
             return self._records(data)
         return DECLINED
-
-
-class _StringList:
-    """A list of strings, for a model that takes ``list[str]`` and has one string column."""
-
-    def __init__(self, schema: Schema) -> None:
-        self._columns = _Columns(schema)
-        self._name = schema.input_names()[0] if schema.has_input_names() else None
-
-    def __call__(self, key: str, data: Any) -> Any:
-        if key in ("inputs", "instances"):
-            if type(data) is dict and self._name is not None and list(data) == [self._name]:
-                data = data[self._name]
-            return _string_array(data) if type(data) is list and data else DECLINED
-        frame = self._columns(key, data)
-        return DECLINED if frame is DECLINED else frame.iloc[:, 0].tolist()
 
 
 def _is_table(rows: Any, width: int) -> bool:

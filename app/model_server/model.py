@@ -13,6 +13,7 @@ from typing import Any
 
 import mlflow.pyfunc
 import orjson
+import pandas
 from mlflow.exceptions import MlflowException
 from mlflow.models.utils import _enforce_params_schema
 from mlflow.pyfunc import PyFuncModel, scoring_server
@@ -155,7 +156,7 @@ class ServedModel:
             parameter = inspect.signature(predict).parameters.get("params")
             takes_params = parameter is not None and parameter.kind is not inspect.Parameter.VAR_KEYWORD
             return (
-                plan_for(self._input_schema, strings_as_list=False),
+                plan_for(self._input_schema),
                 (lambda data, params: predict(data, params=params)) if takes_params else (lambda data, params: predict(data)),
             )
         python_model, context = implementation.python_model, implementation.context
@@ -163,11 +164,8 @@ class ServedModel:
         call = _python_model_call(python_model, context)
         if metadata._is_signature_from_type_hint():
             return (None, call) if _is_type_hint_from_example(hint) else (raw_inputs, self._checked(call))
-        if hint == list[str]:
-            return plan_for(self._input_schema, strings_as_list=True), call
         # Any other hint makes MLflow convert the data frame once more.
-        plan = plan_for(self._input_schema, strings_as_list=False) if hint is None or not _converts(hint) else None
-        return plan, call
+        return plan_for(self._input_schema) if hint in (None, pandas.DataFrame) else None, call
 
     def _checked(self, call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         """``call`` for a model whose type hints are checked inside: what they refuse is the client's error."""
@@ -272,13 +270,6 @@ def _python_model_call(python_model: Any, context: Any) -> Callable[[Any, Any], 
             return lambda data, params: predict(context, data, params=params)
         return lambda data, params: predict(data, params=params)
     return (lambda data, params: predict(context, data)) if takes_context else (lambda data, params: predict(data))
-
-
-def _converts(hint: Any) -> bool:
-    """Whether MLflow converts a data frame for a model with this type hint."""
-    import pandas
-
-    return hint is not pandas.DataFrame and hint is not Any
 
 
 def _is_invalid_parameter(error: MlflowException) -> bool:

@@ -1,0 +1,26 @@
+"""A small stand-in for the default model: strings in, records out, and what a test needs it to do wrong."""
+
+import os
+import time
+
+import mlflow
+
+
+class Search(mlflow.pyfunc.PythonModel):
+    def predict(self, model_input: list[str], params: dict | None = None):
+        top_k = (params or {}).get("top_k", 2)
+        return [self._search(query, top_k) for query in model_input]
+
+    def _search(self, query, top_k):
+        if query == "raise":
+            raise RuntimeError("a secret of the model")
+        if query == "exit":
+            raise SystemExit(1)
+        if query.startswith("sleep "):
+            time.sleep(float(query.removeprefix("sleep ")))
+        if query == "process":
+            return [{"function": "process", "score": os.getpid()}]
+        return [{"function": f"{query}_{rank}", "score": 1 / (rank + 1)} for rank in range(top_k)]
+
+
+mlflow.models.set_model(Search())

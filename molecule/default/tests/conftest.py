@@ -1,0 +1,151 @@
+"""What the tests of a provisioned host share: the playbooks to run on it, its ports, and its journal when one fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+ROOT = Path(__file__).parents[3]
+INVENTORY = Path(os.environ.get("MOLECULE_SCENARIO_DIRECTORY", Path(__file__).parents[1])) / "inventory"
+SERVICES = ("mlflow", "serving", "nginx")
+
+
+@dataclass(frozen=True)
+class PlaybookRun:
+    """What `ansible-playbook` left: its exit status, its output, and how long it took in seconds."""
+
+    status: int
+    output: str
+    seconds: float
+
+    @property
+    def changed(self) -> int:
+        """The number of changed tasks, over all hosts."""
+        lines = self.output.rpartition("PLAY RECAP")[2].splitlines()
+        return sum(int(word.partition("=")[2]) for line in lines for word in line.split() if word.startswith("changed="))
+
+
+def run_playbook(*arguments: str, inventory: Path = INVENTORY) -> PlaybookRun:
+    """Run `ansible-playbook` on the host under test, as an operator would."""
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    started = time.monotonic()
+    result = subprocess.run(
+        ["ansible-playbook", "--inventory", str(inventory), *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    return PlaybookRun(result.returncode, result.stdout, time.monotonic() - started)
+
+
+@pytest.fixture
+def site() -> Callable[..., PlaybookRun]:
+    """Run `site.yml`, which has to succeed."""
+
+    def run(*arguments: str) -> PlaybookRun:
+        result = run_playbook("site.yml", *arguments)
+        assert result.status == 0, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def failing_site() -> Callable[..., PlaybookRun]:
+    """Run `site.yml`, which has to fail."""
+
+    def run(*arguments: str) -> PlaybookRun:
+        result = run_playbook("site.yml", *arguments)
+        assert result.status != 0, f"this run had to fail:\n{result.output}"
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def settings() -> dict[str, Any]:
+    """The inventory's variables of the host under test."""
+    shown = subprocess.run(
+        ["ansible-inventory", "--inventory", str(INVENTORY), "--list"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (variables,) = json.loads(shown.stdout)["_meta"]["hostvars"].values()
+    return dict(variables)
+
+
+@pytest.fixture(scope="session")
+def ui_url(settings: dict[str, Any]) -> str:
+    """MLflow through nginx."""
+    return f"http://127.0.0.1:{settings['local_host_ui_port']}"
+
+
+@pytest.fixture(scope="session")
+def api_url(settings: dict[str, Any]) -> str:
+    """The model API through nginx."""
+    return f"http://127.0.0.1:{settings['local_host_api_port']}"
+
+
+@pytest.fixture(scope="session")
+def mlflow_url(settings: dict[str, Any]) -> str:
+    """MLflow itself."""
+    return f"http://127.0.0.1:{settings['local_host_mlflow_port']}"
+
+
+def containers(host: Host) -> dict[str, dict[str, Any]]:
+    """The appliance's containers by service, as `docker inspect` tells of them."""
+    ids = host.check_output("docker ps --all --quiet --filter label=mlops.unit").split()
+    documents = json.loads(host.check_output(f"docker inspect {' '.join(ids)}")) if ids else []
+    return {document["Name"].removeprefix("/mlops-"): document for document in documents}
+
+
+def container_ids(host: Host) -> dict[str, str]:
+    """The ids of the appliance's containers by service."""
+    return {service: document["Id"] for service, document in containers(host).items()}
+
+
+def healthy_services(host: Host) -> set[str]:
+    """Services whose unit is active and whose container is healthy."""
+    return {
+        service
+        for service, document in containers(host).items()
+        if document["State"].get("Health", {}).get("Status") == "healthy"
+        and host.run(f"systemctl is-active mlops-{service}").stdout.strip() == "active"
+    }
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
+    """Wait for a condition and return the seconds it took; fail the test when it does not come true in time."""
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        if condition():
+            return time.monotonic() - started
+        time.sleep(0.5)
+    pytest.fail(f"not within {seconds:g} s: {what}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """When a test fails, show what the units said."""
+    report = yield
+    host = getattr(item, "funcargs", {}).get("host")
+    if report.when == "call" and report.failed and isinstance(host, Host):
+        journal = host.run("journalctl --unit='mlops-*' --lines=60 --no-pager --output=short-iso")
+        report.sections.append(("journal of mlops-*", journal.stdout))
+    return report

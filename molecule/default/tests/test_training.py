@@ -1,0 +1,82 @@
+"""A model is trained, registered, served and asked; and a training run that fails harms nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import requests
+from conftest import PlaybookRun, container_ids, run_playbook, wait_until
+from mlflow.tracking import MlflowClient
+from testinfra.host import Host
+
+Site = Callable[..., PlaybookRun]
+MODEL = "code-search"
+
+
+@pytest.fixture(scope="module")
+def trained() -> PlaybookRun:
+    """One training run."""
+    result = run_playbook("site.yml", "--tags", "train")
+    assert result.status == 0, result.output
+    print(f"a training run took {result.seconds:.0f} s")
+    return result
+
+
+def ask(api_url: str, question: str) -> requests.Response:
+    return requests.post(f"{api_url}/invocations", json={"inputs": [question]}, timeout=10)
+
+
+@pytest.mark.usefixtures("trained")
+class TestTrainedModel:
+    def test_it_is_registered_as_champion(self, mlflow_url: str) -> None:
+        version = MlflowClient(mlflow_url).get_model_version_by_alias(MODEL, "champion")
+        assert version.status == "READY"
+
+    def test_it_beats_bm25_by_the_figure_that_was_promised(self, mlflow_url: str) -> None:
+        client = MlflowClient(mlflow_url)
+        version = client.get_model_version_by_alias(MODEL, "champion")
+        metrics = client.get_run(version.run_id).data.metrics
+        ratio = metrics["fine_tuned_mrr"] / metrics["bm25_mrr"]
+        assert ratio >= 1.15, f"fine-tuned MRR is {ratio:.2f} x BM25's: {metrics}"
+
+    def test_it_is_served_without_a_restart(self, api_url: str, mlflow_url: str) -> None:
+        wait_until(lambda: requests.get(f"{api_url}/ready", timeout=10).status_code == 200, 60, "the server is ready")
+        version = MlflowClient(mlflow_url).get_model_version_by_alias(MODEL, "champion").version
+        wait_until(
+            lambda: str(requests.get(f"{api_url}/model", timeout=10).json()["version"]) == str(version),
+            60,
+            f"version {version} is served",
+        )
+
+    def test_it_answers_a_question_in_english(self, api_url: str) -> None:
+        answer = ask(api_url, "read a csv file into rows")
+        assert answer.status_code == 200, answer.text
+        (found,) = answer.json()["predictions"]
+        assert {"function", "file", "line", "signature", "score"} <= found[0].keys()
+        assert any("csv" in item["file"] for item in found), found
+
+    def test_it_stays_served_when_mlflow_is_down(self, host: Host, api_url: str) -> None:
+        host.check_output("systemctl stop mlops-mlflow")
+        try:
+            assert ask(api_url, "parse a url").status_code == 200
+            host.check_output("systemctl restart mlops-serving")
+            wait_until(lambda: ask(api_url, "parse a url").status_code == 200, 30, "the model on disk is served")
+        finally:
+            host.check_output("systemctl start mlops-mlflow")
+
+    def test_a_run_that_fails_fails_the_play_with_its_log_and_harms_nothing(
+        self, host: Host, api_url: str, failing_site: Site
+    ) -> None:
+        before = container_ids(host)
+        # A corpus without one Python function in it.
+        result = failing_site("--tags", "train", "--extra-vars", "training_corpus=/var/empty-corpus")
+        assert "corpus" in result.output
+        assert container_ids(host) == before
+        assert ask(api_url, "parse a url").status_code == 200
+
+    def test_the_closing_summary_asks_and_answers(self) -> None:
+        result = run_playbook("playbooks/summary.yml")
+        assert result.status == 0, result.output
+        assert "Asked: read a csv file into rows" in result.output
+        assert "healthy" in result.output
