@@ -135,9 +135,7 @@ def read_corpus(name: str, root: Path, executor: Executor) -> Corpus:
         functions += found
         skipped += failed
         undocumented += left_out
-    return Corpus(
-        name, corpus_digest(root), len(paths) - len(skipped), undocumented, tuple(functions), tuple(skipped)
-    )
+    return Corpus(name, corpus_digest(root), len(paths) - len(skipped), undocumented, tuple(functions), tuple(skipped))
 
 
 def _read_chunk(root: Path, paths: list[Path]) -> tuple[list[Function], list[Skipped], int]:
@@ -197,7 +195,9 @@ def _function_nodes(tree: ast.Module) -> Iterator[tuple[_FunctionNode, tuple[str
             yield node, classes
             continue
         inner = (*classes, node.name) if isinstance(node, ast.ClassDef) else classes
-        stack.extend((child, inner) for child in reversed(list(ast.iter_child_nodes(node))) if isinstance(child, _HOLDERS))
+        stack.extend(
+            (child, inner) for child in reversed(list(ast.iter_child_nodes(node))) if isinstance(child, _HOLDERS)
+        )
 
 
 def _function(node: _FunctionNode, classes: tuple[str, ...], docstring: str, file: str, module: list[str]) -> Function:

@@ -10,7 +10,13 @@ from matplotlib.figure import Figure
 
 from codesearch.evaluation import Interval, Ranks
 
-_COLOURS = {"bm25": "#9aa0a6", "bm25_weighted": "#5f6368", "base": "#a8c7fa", "fine_tuned": "#4285f4", "hybrid": "#174ea6"}
+_COLOURS = {
+    "bm25": "#9aa0a6",
+    "bm25_weighted": "#5f6368",
+    "base": "#a8c7fa",
+    "fine_tuned": "#4285f4",
+    "hybrid": "#174ea6",
+}
 LABELS = {
     "bm25": "BM25",
     "bm25_weighted": "BM25, names weighted",

@@ -130,6 +130,16 @@ class TwoTowers:
         """Return the functions' vectors, float32 (functions, DIMENSIONS), each of length 1."""
         return self.code.encode(self.code.matrix(map(function_bag, functions)))[0]
 
+    def scorer(self, functions: Iterable[Function]) -> Callable[[list[str]], Floats]:
+        """Return what gives the cosine of every function for some queries, float32 (queries, functions)."""
+        codes = self.encode_functions(functions)
+
+        def score(queries: list[str]) -> Floats:
+            cosines: Floats = self.query.encode(self.query.matrix(map(query_bag, queries)))[0] @ codes.T
+            return cosines
+
+        return score
+
     def train(
         self,
         functions: Sequence[Function],

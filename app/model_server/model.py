@@ -128,7 +128,7 @@ class ServedModel:
             raise protocol.schema_error(repr(error), invalid_parameter=False) from None
 
     def _params(self, params: Any) -> Any:
-        if not params and self._params_schema is None:
+        if self._params_schema is None and params in (None, {}):
             return params
         try:
             return _enforce_params_schema(params, self._params_schema)

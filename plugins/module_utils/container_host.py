@@ -227,7 +227,7 @@ class Service:
         image_id = host.image_id(spec.image) if engine else ""
         if not image_id and not check_mode:
             missing = f"image {spec.image} is not on the host" if engine else "the container engine does not answer"
-            raise ServiceError(f"{spec.unit} cannot start: {missing}. Run site.yml without --skip-tags first.")
+            raise ServiceError(f"{spec.unit} cannot start: {missing}. Run site.yml, whose role images provides it.")
 
         observed = host.observe(spec.container, spec.unit) if engine else Observed()
         wanted, fingerprint = self._wanted(image_id, check_mode)

@@ -1,0 +1,425 @@
+"""A server on a loopback port, as an operator meets it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from conftest import RegisteredModel, Server, Servers, free_port, store_model
+
+EXAMPLE = {"input_example": (["a query"], {"top_k": 2})}
+
+
+@pytest.fixture(scope="module")
+def server(shared_servers: Servers) -> Iterator[Server]:
+    """The search model, with small limits, and nothing that could be asked for another."""
+    profile = {
+        "text_length": {"edges": [5, 10], "expected": [0.5, 0.3, 0.2]},
+        "top_score": {"edges": [0.5], "expected": [0.5, 0.5]},
+    }
+    store_model(shared_servers.directory / "models", "search", "7", metadata={"drift_profile": profile}, **EXAMPLE)
+    yield shared_servers.start(
+        SERVING_REQUEST_TIMEOUT_SECONDS="1",
+        SERVING_QUEUE_LENGTH="2",
+        SERVING_MAX_BODY_BYTES="20000",
+        SERVING_MAX_ROWS="10",
+    )
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+def test_answers(server: Server) -> None:
+    answer = server.predict("open a file")
+    assert answer.status == 200
+    assert answer.json == {
+        "predictions": [
+            [{"function": "open a file_0", "score": 1.0}, {"function": "open a file_1", "score": 0.5}],
+        ]
+    }
+
+
+def test_every_answer_carries_the_model_version_and_a_request_id(server: Server) -> None:
+    for path in ("/ping", "/ready", "/metrics", "/nowhere"):
+        headers = server.request(path).headers
+        assert headers["X-Model-Version"] == "7"
+        assert len(headers["X-Request-Id"]) == 16
+    given = server.request("/ping", headers={"X-Request-Id": "abc-123"}).headers["X-Request-Id"]
+    assert given == "abc-123"
+    assert server.request("/ping", headers={"X-Request-Id": "no spaces"}).headers["X-Request-Id"] != "no spaces"
+
+
+def test_model_describes_itself(server: Server) -> None:
+    model = server.request("/model").json
+    assert (model["name"], model["version"], model["run_id"]) == ("m", "7", "run7")
+    assert model["fast_path"] is True
+    assert "top_k" in model["signature"]["params"]
+    assert model["input_example"]["inputs"] == ["a query"]
+
+
+def test_openapi_has_the_models_schema_and_example(server: Server) -> None:
+    document = server.request("/openapi.json").json
+    content = document["paths"]["/invocations"]["post"]["requestBody"]["content"]["application/json"]
+    assert content["example"]["inputs"] == ["a query"]
+    assert content["schema"]["oneOf"][0]["properties"]["inputs"]["items"] == {"type": "string"}
+
+
+def test_unknown_paths_and_methods_are_answered_in_json(server: Server) -> None:
+    missing = server.request("/nowhere")
+    assert (missing.status, missing.json["error_code"]) == (404, "ENDPOINT_NOT_FOUND")
+    wrong = server.request("/invocations")
+    assert (wrong.status, wrong.headers["Allow"]) == (405, "OPTIONS, POST")
+    assert wrong.json["request_id"]
+
+
+# --- failures and limits ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_raises_is_a_500_whose_id_the_log_carries(server: Server) -> None:
+    answer = server.predict("raise")
+    assert (answer.status, answer.json["error_code"]) == (500, "INTERNAL_ERROR")
+    assert b"secret" not in answer.body
+    assert b"Traceback" not in answer.body
+    entry = next(entry for entry in server.logged() if entry.get("request_id") == answer.json["request_id"])
+    assert "a secret of the model" in entry["exception"]
+
+
+def test_a_model_that_exits_does_not_end_the_worker(server: Server) -> None:
+    workers = _workers(server)
+    assert server.predict("exit").status == 500
+    assert _workers(server) == workers
+
+
+def test_a_body_that_is_too_large_is_a_413(server: Server) -> None:
+    answer = server.predict("x" * 20000)
+    assert answer.status == 413
+    assert "20000 bytes" in answer.json["message"]
+
+
+def test_a_chunked_body_that_is_too_large_is_a_413(server: Server) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    chunks = iter([b"x" * 8000] * 3)
+    connection.request("POST", "/invocations", chunks, {"Content-Type": "application/json"}, encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_too_many_rows_are_a_413(server: Server) -> None:
+    answer = server.predict(*["q"] * 11)
+    assert answer.status == 413
+    assert "10 rows" in answer.json["message"]
+    assert server.predict(*["q"] * 10).status == 200
+
+
+def test_a_slow_prediction_is_a_504_in_time(server: Server) -> None:
+    begun = time.monotonic()
+    answer = server.predict("sleep 1.5")
+    assert (answer.status, answer.json["error_code"]) == (504, "DEADLINE_EXCEEDED")
+    assert time.monotonic() - begun < 1.4
+
+
+def test_a_full_queue_is_a_503_with_retry_after_and_never_a_pile_up(server: Server) -> None:
+    with ThreadPoolExecutor(20) as clients:
+        answers = list(clients.map(lambda _: server.predict("sleep 0.3"), range(20)))
+    statuses = {answer.status for answer in answers}
+    assert 200 in statuses
+    assert statuses <= {200, 503}
+    busy = next(answer for answer in answers if answer.status == 503)
+    assert busy.headers["Retry-After"] == "1"
+    assert "busy" in busy.json["message"]
+    assert server.predict("q").status == 200
+
+
+def test_a_stuck_prediction_costs_its_worker_only(servers: Servers) -> None:
+    store_model(_models(servers), "search", **EXAMPLE)
+    server = servers.start(SERVING_REQUEST_TIMEOUT_SECONDS="0.3", SERVING_WORKERS="1")
+    former = _workers(server)
+    assert server.predict("sleep 60").status == 504
+    server.wait_for(lambda: _workers(server).isdisjoint(former) and len(_workers(server)) == 1, "a new worker", 20)
+    assert server.predict("q").status == 200
+
+
+def test_debug_shows_what_is_hidden_otherwise(servers: Servers) -> None:
+    store_model(_models(servers), "search", **EXAMPLE)
+    server = servers.start(SERVING_DEBUG="true", SERVING_WORKERS="1")
+    assert "a secret of the model" in server.predict("raise").json["detail"]
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_sum_over_workers_and_survive_their_death(servers: Servers) -> None:
+    store_model(_models(servers), "search", **EXAMPLE)
+    server = servers.start()
+    answered_by = {server.predict("process").json["predictions"][0][0]["score"] for _ in range(60)}
+    assert len(answered_by) == 2, "both workers answer"
+    name = 'model_server_predictions_total{model="m",version="1"}'
+    assert server.metrics()[name] == 60
+    for worker in _workers(server):
+        os.kill(worker, signal.SIGKILL)
+    server.wait_for(lambda: len(_workers(server)) == 2 and server.answers("/ready", 200), "new workers")
+    server.predict("a", "b")
+    metrics = server.metrics()
+    assert metrics[name] == 62
+    assert metrics["model_server_in_flight"] == 0
+    assert metrics['model_server_batch_rows_bucket{le="1.0"}'] == 60
+    assert metrics['model_server_model_info{model="m",run_id="run1",version="1"}'] == 1
+    for part in ("queue", "predict", "invocation"):
+        assert metrics[f"model_server_{part}_seconds_count"] == 61
+
+
+def test_metrics_say_what_went_wrong_and_which_way_the_input_took(server: Server) -> None:
+    before = server.metrics()
+    server.predict("raise")
+    server.request("/invocations", b"{", {"Content-Type": "application/json"})
+    server.predict("q")
+    server.request("/ping", method="BREW")
+    after = server.metrics()
+
+    def grown(name: str) -> float:
+        return after.get(name, 0) - before.get(name, 0)
+
+    assert grown('model_server_errors_total{kind="model"}') == 1
+    assert grown('model_server_errors_total{kind="malformed"}') == 1
+    assert grown('model_server_input_path_total{path="fast"}') == 1
+    assert grown('flask_http_request_total{method="POST",status="200"}') == 1
+    assert not any("BREW" in name for name in after)
+
+
+def test_drift_is_counted_in_the_bins_of_the_training_profile(server: Server) -> None:
+    before = server.metrics()
+    server.predict("abc", "abcdefg", "abcdefgh")
+    after = server.metrics()
+
+    def grown(feature: str, bin_: str) -> float:
+        name = f'model_server_observed_total{{bin="{bin_}",feature="{feature}",version="7"}}'
+        return after[name] - before.get(name, 0)
+
+    assert [grown("text_length", bin_) for bin_ in ("5", "10", "+Inf")] == [1, 2, 0]
+    assert [grown("top_score", bin_) for bin_ in ("0.5", "+Inf")] == [0, 3]
+    assert after['model_server_expected_share{bin="10",feature="text_length",version="7"}'] == 0.3
+
+
+# --- starting and stopping -------------------------------------------------------------------------------------------
+
+
+def test_a_stop_lets_requests_in_flight_finish(servers: Servers) -> None:
+    store_model(_models(servers), "search", **EXAMPLE)
+    server = servers.start()
+    with ThreadPoolExecutor(1) as client:
+        answer = client.submit(server.predict, "sleep 1")
+        time.sleep(0.3)
+        assert server.stop() == 0
+        assert answer.result().status == 200
+    with pytest.raises(OSError):
+        server.request("/ping")
+
+
+def test_a_dead_server_is_started_again(servers: Servers) -> None:
+    store_model(_models(servers), "search", **EXAMPLE)
+    server = servers.start(SERVING_WORKERS="1")
+    os.kill(psutil.Process(server.process.pid).children()[0].pid, signal.SIGKILL)
+    time.sleep(0.2)
+    server.wait_for(lambda: server.answers("/ready", 200), "ready again")
+    assert any(entry["message"] == "the server died" for entry in server.logged())
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("SERVING_PORT", "http"), ("SERVING_WORKERS", "-1"), ("SERVING_DEBUG", "maybe"), ("MODEL_NAME", "a/b"),
+    ("MLFLOW_TRACKING_URI", "sqlite:///x.db"), ("MODEL_DIRECTORY", "/nonexistent"), ("SERVING_MAX_ROWS", "1e3"),
+    ("SERVING_REQUEST_TIMEOUT_SECONDS", "nan"),
+])
+def test_a_bad_setting_is_named_with_its_value(servers: Servers, name: str, value: str) -> None:
+    server = _start_and_fail(servers, **{name: value})
+    assert server.process.returncode == 2
+    assert f"{name}={value!r} cannot be used: give " in server.log.read_text().replace("there is no such", "give ")
+
+
+def test_a_port_in_use_is_named(servers: Servers) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        server = _start_and_fail(servers, SERVING_PORT=str(other.getsockname()[1]))
+    assert server.process.returncode == 1
+    assert "SERVING_PORT" in server.log.read_text()
+
+
+# --- models from the registry ----------------------------------------------------------------------------------------
+
+
+def test_without_a_model_it_says_what_to_do_and_serves_the_first_that_comes(
+    servers: Servers, registered: RegisteredModel
+) -> None:
+    server = servers.start(ready=False, MLFLOW_TRACKING_URI=registered.uri, MODEL_NAME=registered.name)
+    assert server.request("/ping").status == 200
+    assert server.request("/ready").status == 503
+    answer = server.predict("q")
+    assert (answer.status, answer.json["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE")
+    assert "--tags train" in answer.json["message"]
+    assert answer.headers["Retry-After"]
+    version = registered.register("search", **EXAMPLE)
+    server.wait_for(lambda: server.serves(version), "the first model")
+    assert server.predict("q").status == 200
+
+
+def test_a_new_champion_replaces_the_old_without_dropping_a_request(
+    servers: Servers, registered: RegisteredModel
+) -> None:
+    first = registered.register("search", **EXAMPLE)
+    server = servers.start(MLFLOW_TRACKING_URI=registered.uri, MODEL_NAME=registered.name)
+    second = registered.register("search", **EXAMPLE)
+    stop = threading.Event()
+
+    def ask(keep_alive: bool) -> list[str]:
+        """Ask without a pause; on an answer that closes the connection, open another."""
+        versions = []
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        while not stop.is_set():
+            headers = {"Content-Type": "application/json"} | ({} if keep_alive else {"Connection": "close"})
+            connection.request("POST", "/invocations", b'{"inputs":["q"]}', headers)
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 200
+            versions.append(answer.headers["X-Model-Version"])
+        connection.close()
+        return versions
+
+    with ThreadPoolExecutor(4) as clients:
+        futures = [clients.submit(ask, number % 2 == 0) for number in range(4)]
+        try:
+            server.wait_for(lambda: server.serves(second), "the new champion")
+            registered.point_to(first)
+            server.wait_for(lambda: server.serves(first), "the former champion again")
+            time.sleep(1)
+        finally:
+            stop.set()
+        for future in futures:
+            assert set(future.result()) == {first, second}
+    metrics = server.metrics()
+    assert metrics["model_server_model_switches_total"] >= 2
+    assert metrics["model_server_registry_up"] == 1
+
+
+@pytest.mark.parametrize("broken", ["broken_on_load", "broken_on_predict"])
+def test_a_broken_champion_never_replaces_the_one_that_serves(
+    servers: Servers, registered: RegisteredModel, broken: str
+) -> None:
+    first = registered.register("search", **EXAMPLE)
+    server = servers.start(MLFLOW_TRACKING_URI=registered.uri, MODEL_NAME=registered.name, SERVING_WORKERS="1")
+    second = registered.register(broken, input_example=["q"])
+    rejected = 'model_server_model_rejections_total{reason="start"}'
+    server.wait_for(lambda: server.metrics().get(rejected, 0) == 1, "the rejection")
+    assert server.serves(first)
+    assert server.predict("q").status == 200
+    entry = next(entry for entry in server.logged() if entry["message"] == "a model version was rejected")
+    assert (entry["version"], entry["serving"]) == (second, first)
+    assert "no such device" in entry["reason"] or "shapes do not match" in entry["reason"]
+    third = registered.register("search", **EXAMPLE)
+    server.wait_for(lambda: server.serves(third), "the next good one")
+    assert server.metrics()[rejected] == 1
+
+
+def test_a_model_that_answers_otherwise_than_at_training_time_is_rejected(servers: Servers) -> None:
+    expected = [[{"function": "a query_0", "score": 1.0}, {"function": "a query_1", "score": 0.25}]]
+    store_model(_models(servers), "search", "1", metadata={"example_predictions": expected}, **EXAMPLE)
+    server = servers.start(ready=False)
+    server.wait_for(
+        lambda: any("otherwise than at training time" in entry.get("reason", "") for entry in server.logged()),
+        "the rejection",
+    )
+    assert server.request("/ready").status == 503
+
+
+def test_it_serves_from_its_disk_when_mlflow_is_gone(servers: Servers) -> None:
+    for version in ("1", "2"):
+        store_model(_models(servers), "search", version, **EXAMPLE)
+    server = servers.start(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}")
+    assert server.serves("2")
+    server.wait_for(lambda: server.metrics().get("model_server_registry_up") == 0, "the registry is missed")
+    assert server.predict("q").status == 200
+    unreachable = [entry for entry in server.logged() if "cannot be asked" in entry["message"]]
+    assert len(unreachable) == 1, "said once, not at every round"
+
+
+def test_a_slow_mlflow_slows_nothing_down(servers: Servers) -> None:
+    store_model(_models(servers), "search", **EXAMPLE)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        server = servers.start(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert server.predict("q").status == 200
+        begun = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - begun < 4
+
+
+# --- robustness ------------------------------------------------------------------------------------------------------
+
+
+def test_ten_thousand_malformed_bodies(server: Server) -> None:
+    workers = _workers(server)
+    chooser = random.Random(20)
+    seeds = [b'{"inputs":["read a csv"],"params":{"top_k":2}}', b'{"dataframe_split":{"columns":["a"],"data":[["b"]]}}',
+             b'{"dataframe_records":[{"a":1}]}', b'{"instances":[1]}', b"a,b\n1,2\n", b"PAR1\0\0\0\0PAR1", b"[" * 5000,
+             b'{"inputs":' * 1200, b'{"inputs":["\\ud800"]}', b'{"inputs":[1e999]}', b'{"inputs":[' + b"9" * 400 + b"]}"]
+    types = ["application/json"] * 6 + ["text/csv", "application/vnd.apache.parquet", "text/html", ""]
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+
+    def send() -> int:
+        body = bytearray(chooser.choice(seeds))
+        for _ in range(chooser.randint(0, 4)):
+            position = chooser.randrange(len(body))
+            body[position : position + chooser.randint(0, 2)] = chooser.randbytes(chooser.randint(0, 2))
+            body = body or bytearray(b" ")
+        connection.request("POST", "/invocations", bytes(body), {"Content-Type": chooser.choice(types)})
+        answer = connection.getresponse()
+        text = answer.read()
+        assert answer.status < 400 or json.loads(text)["error_code"]
+        return answer.status
+
+    statuses = {send() for _ in range(2000)}
+    settled = _memory(workers)
+    statuses |= {send() for _ in range(8000)}
+    connection.close()
+    assert statuses <= {200, 400, 413, 415}
+    assert _workers(server) == workers
+    assert _memory(workers) - settled < 10_000_000
+
+
+def _workers(server: Server) -> set[int]:
+    """The process ids of the workers: grandchildren of the supervisor, below the newest Gunicorn."""
+    try:
+        masters = psutil.Process(server.process.pid).children()
+        return {child.pid for child in max(masters, key=lambda p: p.create_time()).children()} if masters else set()
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def _memory(processes: set[int]) -> int:
+    return sum(psutil.Process(pid).memory_full_info().uss for pid in processes)
+
+
+def _models(servers: Servers) -> Path:
+    path = servers.directory / "models"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def _start_and_fail(servers: Servers, **environment: str) -> Server:
+    with pytest.raises(AssertionError, match="the server ended"):
+        servers.start(**environment)
+    server = servers.started[-1]
+    server.process.wait(10)
+    return server
