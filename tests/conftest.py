@@ -23,7 +23,8 @@ def load_plugin(path: str) -> ModuleType:
     """
     file = PLUGINS / path
     spec = importlib.util.spec_from_file_location(f"{file.parent.name}_{file.stem}", file)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -88,10 +88,10 @@ def _registered(settings: Settings, inputs: str) -> Base | None:
                 path = Path(
                     mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}", dst_path=str(directory))
                 )
-                (found,) = path.glob("artifacts/*/code_vectors.npy")
-                towers = TwoTowers.load(found.parent)
-                learned = frozenset(np.load(found.parent / "learned.npy").tolist())
-                summary = (found.parent / "summary.txt").read_text(encoding="utf-8")
+                path /= "artifacts/towers"
+                towers = TwoTowers.load(path)
+                learned = frozenset(np.load(path / "learned.npy").tolist())
+                summary = (path / "summary.txt").read_text(encoding="utf-8")
         except (MlflowException, OSError, ValueError) as error:
             _logger.warning("%s version %s cannot be read, and is trained anew: %s", name, version.version, error)
             continue
@@ -136,11 +136,13 @@ def _trained(settings: Settings, inputs: str, executor: Executor) -> Base:
             f"Pre-trained on {len(functions)} documented functions of *{corpus.name}* "
             f"(digest `{corpus.digest[:16]}`, {corpus.files} files, {len(corpus.skipped)} skipped)."
         )
-        towers.save(directory)
-        np.save(directory / "learned.npy", np.array(sorted(learned), np.uint64))
-        (directory / "summary.txt").write_text(summary, encoding="utf-8")
+        path = directory / "towers"
+        path.mkdir()
+        towers.save(path)
+        np.save(path / "learned.npy", np.array(sorted(learned), np.uint64))
+        (path / "summary.txt").write_text(summary, encoding="utf-8")
         example = ["read a csv file into rows"]
-        uri = log_model("base_pyfunc_model.py", {"towers": str(directory)}, _SIGNATURE, example)
+        uri = log_model("base_pyfunc_model.py", {"towers": str(path)}, _SIGNATURE, example)
         version = register(uri, _name(settings), {_INPUTS_TAG: inputs}, [])
     _logger.info("registered %s version %s", version.name, version.version)
     return Base(_name(settings), str(version.version), False, towers, learned, summary)

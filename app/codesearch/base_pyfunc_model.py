@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 
 class TextEncoder(PythonModel):
@@ -28,7 +28,9 @@ class TextEncoder(PythonModel):
         self._rows = {word: number for number, word in enumerate(words)}
         self._vectors = np.load(towers / "query_vectors.npy") * np.load(towers / "query_weights.npy")[:, None]
 
-    def predict(self, model_input: list[str]) -> list[list[float]]:
+    def predict(  # type: ignore[override]  # MLflow looks for ``context`` and leaves it out where it is not
+        self, model_input: list[str]
+    ) -> list[list[float]]:
         """Return one vector of length 1 for each text, of zeros for a text without a known word."""
         return [self._encode(text) for text in model_input]
 

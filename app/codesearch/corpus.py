@@ -106,7 +106,7 @@ def python_files(root: Path) -> list[Path]:
 
 
 def corpus_digest(root: Path) -> str:
-    """Return a SHA-256, in hexadecimal, of the paths and contents of a corpus's files; unreadable ones count as empty."""
+    """Return a SHA-256, in hexadecimal, of the paths and contents of a corpus's files; unreadable ones are empty."""
     digest = hashlib.sha256()
     for path in python_files(root):
         try:

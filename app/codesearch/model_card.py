@@ -15,6 +15,7 @@ from codesearch.split import Split
 
 _EXAMPLES = 5
 _SHORT_QUERY = 6
+_CELL_LENGTH = 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,10 @@ class Card:
         return (
             "## What it was trained on\n\n"
             f"- {self.base}\n"
-            f"- Fine-tuned on {len(split.train)} documented functions of *{corpus.name}* (digest `{corpus.digest[:16]}`, "
-            f"{corpus.files} files, {len(corpus.skipped)} skipped).\n"
-            f"- It finds all {len(corpus.functions)} documented functions of that corpus; {corpus.undocumented} without "
-            "a docstring are not in it.\n"
+            f"- Fine-tuned on {len(split.train)} documented functions of *{corpus.name}* (digest "
+            f"`{corpus.digest[:16]}`, {corpus.files} files, {len(corpus.skipped)} skipped).\n"
+            f"- It finds all {len(corpus.functions)} documented functions of that corpus; {corpus.undocumented} "
+            "without a docstring are not in it.\n"
             f"- Held out: {len(split.validation)} functions to choose the weight of the lexical half "
             f"({self.searcher.lexical_weight:g}), {len(split.test)} to test. None of them shares its docstring, its "
             "first paragraph or its body with anything the model has seen, or with each other."
@@ -79,8 +80,8 @@ class Card:
             "## How good it is\n\n"
             "The first paragraph of a docstring is the query; its function, without docstring, is sought among the "
             "whole corpus. 95 % bootstrap intervals.\n\n" + "\n".join([head, *rows]) + "\n\n"
-            f"MRR over BM25's: **{self.ratio}**. BM25 uses Lucene's defaults (k1 = 1.2, b = 0.75) and the same subtokens; "
-            '"names weighted" is the lexical half by itself.'
+            f"MRR over BM25's: **{self.ratio}**. BM25 uses Lucene's defaults (k1 = 1.2, b = 0.75) and the same "
+            'subtokens; "names weighted" is the lexical half by itself.'
         )
 
     def _weaknesses(self) -> str:
@@ -89,10 +90,11 @@ class Card:
         worst = [int(number) for number in order[:_EXAMPLES]]
         lost = [int(n) for n in np.argsort(self.baseline_ranks - self.ranks, kind="stable") if self.ranks[n] > 10]
         short = np.array([len(subtokens(function.query)) < _SHORT_QUERY for function in functions])
+        far, very_far = np.mean(self.ranks > 10), np.mean(self.ranks > 100)
         parts = [
             "## What it does badly",
-            f"- {np.mean(self.ranks > 10):.0%} of the tested functions are not among the first ten answers, "
-            f"{np.mean(self.ranks > 100):.0%} not among the first hundred.",
+            "",
+            f"- Not among the first ten answers: {far:.0%} of the tested functions; the first hundred: {very_far:.0%}.",
         ]
         if short.any() and not short.all():
             parts.append(
@@ -109,16 +111,20 @@ class Card:
         for number in numbers:
             function = functions[number]
             first = self.searcher.search([function.query], 1)[0]
-            query = function.query if len(function.query) <= 90 else function.query[:89] + "…"
-            lines.append(
-                f"| {_cell(query)} | `{function.name}` | {self.ranks[number]:.0f} | {self.baseline_ranks[number]:.0f} | "
-                f"{'`' + str(first[0]['function']) + '`' if first else 'nothing'} |"
-            )
+            cells = [
+                _cell(function.query),
+                f"`{function.name}`",
+                f"{self.ranks[number]:.0f}",
+                f"{self.baseline_ranks[number]:.0f}",
+                f"`{first[0]['function']}`" if first else "nothing",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
         return lines
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    shortened = text if len(text) <= _CELL_LENGTH else text[: _CELL_LENGTH - 1] + "…"
+    return shortened.replace("|", "\\|").replace("<", "&lt;")
 
 
 _LIMITS = """## Limits

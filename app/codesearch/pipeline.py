@@ -29,7 +29,7 @@ from codesearch.evaluation import Interval, Ranks, reciprocal
 from codesearch.index import write_index
 from codesearch.model_card import Card
 from codesearch.plots import loss_figure, quality_figure, rank_figure
-from codesearch.promotion import Decision, TestSplit
+from codesearch.promotion import Decision, HeldOut
 from codesearch.searcher import Searcher
 from codesearch.settings import Settings, TrainingError
 from codesearch.split import Split, digests, split
@@ -40,8 +40,8 @@ _logger = logging.getLogger("codesearch")
 
 RATE = 0.1
 EXAMPLE = ["read a csv file into rows"]
-_LEXICAL_WEIGHTS = (0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
-_DEFAULT_LEXICAL_WEIGHT = 1.5
+_LEXICAL_WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_DEFAULT_LEXICAL_WEIGHT = 2.0
 #: With fewer held-out functions a figure says nothing, so the run says that instead.
 _MIN_TESTED = 10
 _TEST_SPLIT_FILE = "test_split.json.gz"
@@ -93,8 +93,9 @@ def run(settings: Settings) -> Result:
     Raises:
         TrainingError: with a message for the operator; nothing has been registered then.
     """
-    for name in ("mlflow.utils.environment", "mlflow.utils.requirements_utils", "mlflow.pyfunc", "mlflow.models"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # advice for an author of models, not for an operator
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    for name in ("mlflow.utils.environment", "mlflow.utils.requirements_utils", "mlflow.pyfunc"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # advice for the author of a model, not for an operator
     context = multiprocessing.get_context("forkserver")
     try:
         mlflow.set_tracking_uri(settings.tracking_uri)
@@ -227,7 +228,7 @@ def _evaluate_and_register(
         mlflow.log_text(card.markdown(), "model_card.md")
     else:
         _logger.warning("only %d functions could be held out: the quality of this model is not known", len(parts.test))
-    TestSplit(functions, parts.test, found.tolist()).save(directory / _TEST_SPLIT_FILE)
+    HeldOut(functions, parts.test, found.tolist()).save(directory / _TEST_SPLIT_FILE)
     mlflow.log_artifact(str(directory / _TEST_SPLIT_FILE), "evaluation")
     model_digest = digest_of_files(list(index.iterdir()))
     uri = log_model(
@@ -332,7 +333,7 @@ def _decide(name: str, tuned: TwoTowers, weight: float, learned: frozenset[int],
         path = mlflow.artifacts.download_artifacts(
             run_id=champion.run_id, artifact_path=f"evaluation/{_TEST_SPLIT_FILE}", dst_path=str(directory)
         )
-        split_of_champion = TestSplit.load(Path(path))
+        split_of_champion = HeldOut.load(Path(path))
     except (MlflowException, OSError, ValueError) as error:
         return Decision(False, f"{label} keeps no test split that can be read: {_first_line(error)}")
     return promotion.compare(label, split_of_champion, tuned, weight, learned)

@@ -25,7 +25,7 @@ LABELS = {
     "hybrid": "fine-tuned + lexical",
 }
 _EDGES = (1, 2, 3, 6, 11, 21, 51, 101, 501)
-_BANDS = ("1", "2", "3–5", "6–10", "11–20", "21–50", "51–100", "101–500", "over 500")
+_BANDS = ("1", "2", "3 to 5", "6 to 10", "11 to 20", "21 to 50", "51 to 100", "101 to 500", "over 500")
 
 
 def _plain(axes: Axes) -> None:

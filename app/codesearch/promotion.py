@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import tempfile
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ _MIN_QUESTIONS = 30
 
 
 @dataclass(frozen=True, slots=True)
-class TestSplit:
+class HeldOut:
     """What a model was tested on, and how it did: kept with its run, so that its successors can be asked the same.
 
     Attributes:
@@ -45,7 +45,7 @@ class TestSplit:
         path.write_bytes(gzip.compress(json.dumps(content).encode("ascii"), mtime=0))
 
     @classmethod
-    def load(cls, path: Path) -> TestSplit:
+    def load(cls, path: Path) -> HeldOut:
         """Read what :meth:`save` wrote."""
         content = json.loads(gzip.decompress(path.read_bytes()))
         return cls([Function(*fields) for fields in content["functions"]], content["test"], content["ranks"])
@@ -59,7 +59,9 @@ class Decision:
     reason: str
 
 
-def compare(champion: str, split: TestSplit, towers: TwoTowers, lexical_weight: float, learned: Set[int]) -> Decision:
+def compare(
+    champion: str, split: HeldOut, towers: TwoTowers, lexical_weight: float, learned: frozenset[int]
+) -> Decision:
     """Ask a new model what its champion was tested on.
 
     Args:
@@ -69,7 +71,7 @@ def compare(champion: str, split: TestSplit, towers: TwoTowers, lexical_weight: 
         lexical_weight: the new model's.
         learned: text digests of all that the new model learned from; such questions are left out.
     """
-    fair = [number for number, i in enumerate(split.test) if not learned.intersection(split.functions[i].digests)]
+    fair = [number for number, i in enumerate(split.test) if learned.isdisjoint(split.functions[i].digests)]
     if len(fair) < _MIN_QUESTIONS:
         return Decision(False, f"only {len(fair)} of {champion}'s test functions are new to this model: no comparison")
     test = [split.test[number] for number in fair]

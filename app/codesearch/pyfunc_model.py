@@ -10,7 +10,7 @@ import importlib.util
 from typing import Any
 
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 _DEFAULT_TOP_K = 5
 _MOST_OBSERVED = 256
@@ -28,14 +28,16 @@ class CodeSearch(PythonModel):
         spec.loader.exec_module(module)
         self._searcher: Any = module.Searcher(context.artifacts["index"])
 
-    def predict(self, model_input: list[str], params: dict[str, Any] | None = None) -> list[list[dict[str, Any]]]:
+    def predict(  # type: ignore[override]  # MLflow looks for ``context`` and leaves it out where it is not
+        self, model_input: list[str], params: dict[str, Any] | None = None
+    ) -> list[list[dict[str, object]]]:
         """Return one list of records per query, best first.
 
         Args:
             model_input: queries, in English.
             params: ``top_k``, how many functions to return for each query (default 5).
         """
-        results: list[list[dict[str, Any]]] = self._searcher.search(
+        results: list[list[dict[str, object]]] = self._searcher.search(
             list(model_input), int((params or {}).get("top_k", _DEFAULT_TOP_K))
         )
         return results

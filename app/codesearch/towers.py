@@ -88,7 +88,7 @@ class Tower:
         )
 
     def matrix(self, bags: Iterable[Bag]) -> sp.csr_matrix:
-        """Return bags as rows of weights: (1 + log count) × inverse document frequency, each row of length 1."""
+        """Return bags as rows of weights: (1 + log count) times inverse document frequency, each row of length 1."""
         return unit_rows(weighted(count_matrix(bags, self.words), self.weights))
 
     def encode(self, matrix: sp.csr_matrix) -> tuple[Floats, Floats]:
@@ -174,7 +174,7 @@ class TwoTowers:
         similarities = SCALE * (queries @ codes.T)
         by_query, by_code = _softmax(similarities), _softmax(similarities.T).T
         diagonal = np.arange(len(queries))
-        slope = by_query + by_code
+        slope: Floats = by_query + by_code
         slope[diagonal, diagonal] -= 2
         slope *= np.float32(SCALE / len(queries))
         self.query.descend(query_rows, queries, query_lengths, slope @ codes, rate)
@@ -232,7 +232,7 @@ def count_matrix(bags: Iterable[Bag], words: dict[str, int]) -> sp.csr_matrix:
 
 
 def weighted(counts: sp.csr_matrix, weights: Floats) -> sp.csr_matrix:
-    """Return (1 + log count) × weight of the column."""
+    """Return (1 + log count) times the weight of the column."""
     data = (1 + np.log(counts.data)) * weights[counts.indices]
     return sp.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
 

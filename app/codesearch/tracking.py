@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,12 @@ def code_digest(*modules: str) -> str:
 
 def log_corpus(corpus: Corpus, root: Path, context: str) -> None:
     """Log a corpus as a dataset input of the current run, and the files that were skipped as an artifact."""
-    source = resolve_dataset_source(str(root))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # MLflow registers the kind of source twice, and wonders which
+        source = resolve_dataset_source(str(root))
     digest = corpus.digest[:_DIGEST_LENGTH]  # MLflow takes 36 characters at most
-    mlflow.log_input(MetaDataset(source, name=corpus.name, digest=digest), context=context)
+    dataset = MetaDataset(source, name=corpus.name, digest=digest)  # type: ignore[abstract]  # MLflow's own omission
+    mlflow.log_input(dataset, context=context)
     prefix = context.replace("-", "_")
     mlflow.log_metrics(
         {
@@ -102,8 +106,6 @@ def register(model_uri: str, name: str, tags: dict[str, str], aliases: Sequence[
             server can still be reached.
     """
     client = MlflowClient()
-    with contextlib.suppress(MlflowException):  # it exists, or the next call says what is wrong
-        client.create_registered_model(name)
     version = mlflow.register_model(model_uri, name, tags=tags)
     try:
         for alias in aliases:

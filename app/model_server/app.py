@@ -43,7 +43,8 @@ class ModelServer(Flask):
         self.settings = settings
         self.model = model
         self.predictor: Predictor | None = None
-        self.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+        # Werkzeug cuts off a chunked body at this limit without a word: one byte more tells us that it was longer.
+        self.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
 
     def start_worker(self) -> None:
         """Begin in a worker process: threads do not survive the fork, and metrics belong to a process."""
@@ -86,9 +87,9 @@ def create_app(settings: Settings, model: ServedModel | None) -> ModelServer:
 
 def _invocations_view(app: ModelServer) -> Any:
     model, settings = app.model, app.settings
-    predictions = model and metrics.PREDICTIONS.labels(model.version.name, model.version.version)
+    predictions = None if model is None else metrics.PREDICTIONS.labels(model.version.name, model.version.version)
     paths = {path: metrics.PATHS.labels(path) for path in ("fast", "pyfunc")}
-    observer = model and model.observer
+    observer = None if model is None else model.observer
 
     def invocations() -> Response:
         arrived = perf_counter()
@@ -97,7 +98,7 @@ def _invocations_view(app: ModelServer) -> Any:
             if model is None or app.predictor is None or predictions is None:
                 raise NoModelError(_NO_MODEL, headers={"Retry-After": str(max(1, round(settings.refresh_interval)))})
             media_type = protocol.media_type(request.headers.get("Content-Type"))
-            invocation = model.read(media_type, request.get_data(cache=False))
+            invocation = model.read(media_type, _body(settings.max_body_bytes))
             try:
                 answer, queued, predicted = app.predictor.run(invocation.call)
                 body = encoding.predictions(answer) if invocation.wrapped else encoding.dumps(answer)
@@ -117,6 +118,17 @@ def _invocations_view(app: ModelServer) -> Any:
             metrics.TOTAL_SECONDS.observe(perf_counter() - arrived)
 
     return invocations
+
+
+def _body(limit: int) -> bytes:
+    body = request.get_data(cache=False)
+    if len(body) > limit:
+        raise _too_large(limit)
+    return body
+
+
+def _too_large(limit: int) -> TooLargeError:
+    return TooLargeError(f"The body is larger than {limit} bytes.")
 
 
 def _alive() -> Response:
@@ -181,7 +193,7 @@ def _error_handlers(app: ModelServer) -> tuple[Callable[[HTTPException], Respons
 
     def http_error(error: HTTPException) -> Response:
         if isinstance(error, RequestEntityTooLarge):
-            return answer(TooLargeError(f"The body is larger than {app.settings.max_body_bytes} bytes."))
+            return answer(_too_large(app.settings.max_body_bytes))
         response = error.get_response()
         code = _HTTP_ERROR_CODES.get(error.code or 500, "BAD_REQUEST")
         body = {"error_code": code, "message": error.description, "request_id": g.request_id}
@@ -193,12 +205,11 @@ def _error_handlers(app: ModelServer) -> tuple[Callable[[HTTPException], Respons
             _logger.error("the model failed", extra={"request_id": g.request_id}, exc_info=error.__cause__)
         elif isinstance(error, DeadlineError):
             _logger.warning("a prediction was not there in time", extra={"request_id": g.request_id})
-        elif not isinstance(error, RequestError):
+        if not isinstance(error, RequestError):
             _logger.error("a request failed in the server", extra={"request_id": g.request_id}, exc_info=error)
             error = ServerError("The server failed on this request. Its log has the reason under the request's id.")
-        if debug and isinstance(error, RequestError) and error.__cause__ is not None:
+        if debug and error.__cause__ is not None:
             error.detail = "".join(traceback.format_exception(error.__cause__))
-        assert isinstance(error, RequestError)
         return answer(error)
 
     return http_error, any_error

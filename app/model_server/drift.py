@@ -59,10 +59,11 @@ class DriftProfile:
     def from_metadata(cls, metadata: Mapping[str, Any], version: str) -> DriftProfile:
         """Read the profile; one that cannot be read is logged and counts nothing."""
         try:
+            profile = metadata.get("drift_profile") or {}
             return cls(
                 {
-                    name: _Feature(name, version, [float(e) for e in bins["edges"]], [float(e) for e in bins["expected"]])
-                    for name, bins in (metadata.get("drift_profile") or {}).items()
+                    name: _Feature(name, version, list(map(float, bins["edges"])), list(map(float, bins["expected"])))
+                    for name, bins in profile.items()
                 }
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -22,7 +22,8 @@ DECLINED: Any = object()
 class Plan(Protocol):
     """Turns the value of one input field into what MLflow would hand to the model, or :data:`DECLINED`."""
 
-    def __call__(self, key: str, data: Any) -> Any: ...
+    def __call__(self, key: str, data: Any) -> Any:
+        """Convert ``data``, the value of the input field ``key``."""
 
 
 def raw_inputs(key: str, data: Any) -> Any:
@@ -34,8 +35,8 @@ def plan_for(schema: Schema | None) -> Plan | None:
     """The plan for a signature's inputs, or None where there is no short way."""
     if schema is None or not schema.inputs:
         return None
-    if all(isinstance(spec, TensorSpec) for spec in schema.inputs):
-        return _tensor_plan(schema.inputs)
+    if schema.is_tensor_spec():
+        return _tensor_plan([spec for spec in schema.inputs if isinstance(spec, TensorSpec)])
     if not all(_is_plain_column(spec) for spec in schema.inputs):
         return None
     return _Columns(schema)
@@ -89,7 +90,7 @@ class _Columns:
     def __init__(self, schema: Schema) -> None:
         self._named = schema.has_input_names()
         self._names: list[Any] = schema.input_names() if self._named else list(range(len(schema.inputs)))
-        self._builders = [_ARRAYS[kind] for kind in schema.input_types()]
+        self._builders = [_ARRAYS[kind] for kind in schema.input_types() if isinstance(kind, DataType)]
 
     def __call__(self, key: str, data: Any) -> Any:
         index = None
@@ -114,7 +115,7 @@ class _Columns:
         names, index, rows = data.get("columns"), data.get("index"), data.get("data")
         if names is None and not self._named:
             names = self._names
-        if names != self._names or not _is_table(rows, len(self._names)):
+        if rows is None or names != self._names or not _is_table(rows, len(self._names)):
             return DECLINED, None
         if index is not None and (not isinstance(index, list) or index != list(range(len(rows)))):
             return DECLINED, None
@@ -159,7 +160,7 @@ def _tensor_plan(specs: list[TensorSpec]) -> Plan | None:
         return None
     if len(specs) == 1 and specs[0].name is None:
         return _Tensor(specs[0])
-    return _NamedTensors({spec.name: spec for spec in specs})
+    return _NamedTensors({spec.name: spec for spec in specs if spec.name is not None})
 
 
 class _Tensor:

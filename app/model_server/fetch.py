@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
             downloaded.rename(Path(directory) / "downloaded")
             target.rmdir()
             (Path(directory) / "downloaded").rename(target)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is one line for the supervisor's log
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -156,12 +156,15 @@ def child_environment(settings: Settings, model: StoredModel | None, listener: i
         "MLFLOW_LOGGING_LEVEL": "ERROR",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "SERVING_WORKERS": str(settings.workers),
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")))
-        ),
+        "PYTHONPATH": python_path(),
         LISTENER_VARIABLE: str(listener),
         REPORT_VARIABLE: str(report),
     }
     if model is not None:
         environment[MODEL_VARIABLE] = str(model.directory)
     return environment
+
+
+def python_path() -> str:
+    """A search path by which a child process finds this package, wherever it was started from."""
+    return os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))))

@@ -10,7 +10,7 @@ from model_server import generation, logs
 from model_server.settings import Settings
 
 if TYPE_CHECKING:
-    from gunicorn.workers.base import Worker
+    from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
 _settings = Settings.from_environment()
 _logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ timeout = 60
 graceful_timeout = round(_settings.shutdown_timeout)
 control_socket_disable = True
 # Heartbeats are file times: keep them off the disk.
-worker_tmp_dir = "/dev/shm"
+worker_tmp_dir = "/dev/shm"  # noqa: S108 - Gunicorn makes an unlinked file there
 limit_request_line = 8190
 accesslog = None
 loglevel = "warning"
@@ -46,7 +46,7 @@ logconfig_dict = {
 }
 
 
-def post_worker_init(worker: Worker) -> None:
+def post_worker_init(_worker: Worker) -> None:
     """In a new worker, before it accepts: answer the model's own example, then say that it is ready."""
     from model_server.wsgi import application
 
@@ -55,7 +55,7 @@ def post_worker_init(worker: Worker) -> None:
         try:
             if not application.model.answer_example():
                 _logger.warning("the model was logged without an input example: only its loading was checked")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it ends in the report and in the exit status
             _logger.error("the model does not work", extra={"reason": str(error)})
             generation.report_failure(str(error))
             # Gunicorn's own status for a worker that cannot boot: it stops instead of forking the next.

@@ -15,6 +15,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object per record: time, level, logger, message, what was given as ``extra``, and the exception."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of JSON."""
         entry: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),

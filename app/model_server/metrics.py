@@ -12,16 +12,18 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     # The first process, the supervisor, makes the directory; those it starts inherit the variable.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="model-server-metrics-")
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values  # noqa: E402
-from prometheus_client.multiprocess import MultiProcessCollector  # noqa: E402
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+from prometheus_client.multiprocess import MultiProcessCollector
 
-from model_server import slots  # noqa: E402
+from model_server import slots
 
-values.ValueClass = values.MultiProcessValue(slots.identifier)
+values.ValueClass = values.MultiProcessValue(slots.identifier)  # type: ignore[no-untyped-call]
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
-QUEUE_SECONDS = Histogram("model_server_queue_seconds", "Seconds a request waited for its prediction.", buckets=_SECONDS)
+QUEUE_SECONDS = Histogram(
+    "model_server_queue_seconds", "Seconds a request waited for its prediction.", buckets=_SECONDS
+)
 PREDICT_SECONDS = Histogram("model_server_predict_seconds", "Seconds the model ran for a request.", buckets=_SECONDS)
 TOTAL_SECONDS = Histogram(
     "model_server_invocation_seconds", "Seconds from a request's arrival to its answer.", buckets=_SECONDS
@@ -32,25 +34,29 @@ BATCH_ROWS = Histogram(
 PREDICTIONS = Counter("model_server_predictions", "Rows answered.", ["model", "version"])
 PATHS = Counter("model_server_input_path", "Requests by the way their input took to the model.", ["path"])
 ERRORS = Counter("model_server_errors", "Requests to /invocations that were answered with an error.", ["kind"])
-IN_FLIGHT = Gauge(
-    "model_server_in_flight", "Requests to /invocations being worked on.", multiprocess_mode="livesum"
-)
+IN_FLIGHT = Gauge("model_server_in_flight", "Requests to /invocations being worked on.", multiprocess_mode="livesum")
 MODEL_INFO = Gauge(
-    "model_server_model_info", "1 for each model version that a live worker serves.",
-    ["model", "version", "run_id"], multiprocess_mode="livemax",
+    "model_server_model_info",
+    "1 for each model version that a live worker serves.",
+    ["model", "version", "run_id"],
+    multiprocess_mode="livemax",
 )
 MODEL_LOADED = Gauge(
-    "model_server_model_loaded_timestamp_seconds", "When the model in service was loaded.",
+    "model_server_model_loaded_timestamp_seconds",
+    "When the model in service was loaded.",
     multiprocess_mode="livemax",
 )
 DRIFT = Counter(
-    "model_server_observed", "Observations of inputs and outputs, in the bins of the model's training profile.",
+    "model_server_observed",
+    "Observations of inputs and outputs, in the bins of the model's training profile.",
     ["version", "feature", "bin"],
 )
 
 DRIFT_EXPECTED = Gauge(
-    "model_server_expected_share", "The share of the training data in each bin of the model's profile.",
-    ["version", "feature", "bin"], multiprocess_mode="livemax",
+    "model_server_expected_share",
+    "The share of the training data in each bin of the model's profile.",
+    ["version", "feature", "bin"],
+    multiprocess_mode="livemax",
 )
 
 # Written by the supervisor.
@@ -70,5 +76,5 @@ def registry() -> CollectorRegistry:
     """A registry that sums the files of all processes, as of now."""
     slots.forget_dead()
     collected = CollectorRegistry()
-    MultiProcessCollector(collected)
+    MultiProcessCollector(collected)  # type: ignore[no-untyped-call]
     return collected

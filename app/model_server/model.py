@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlflow.pyfunc
@@ -73,6 +74,8 @@ class ServedModel:
         self._max_body_bytes = max_body_bytes
         self._input_schema = pyfunc.metadata.get_input_schema()
         self._params_schema = pyfunc.metadata.get_params_schema()
+        hints = getattr(getattr(pyfunc._model_impl, "python_model", None), "predict_type_hints", None)
+        self._takes_strings = getattr(hints, "input", None) == list[str]
         self._plan, self._predict_fast = self._short_way()
         self.drift = DriftProfile.from_metadata(pyfunc.metadata.metadata or {}, self.version.version)
 
@@ -93,13 +96,16 @@ class ServedModel:
         if media_type == protocol.JSON:
             return self._read_json(protocol.decode_json(body))
         if media_type == protocol.CSV:
-            schema = self._input_schema
-            frame = protocol.read_csv(body, schema and dict(zip(schema.input_names(), schema.pandas_types(), strict=False)))
+            frame = protocol.read_csv(body, self._column_types())
         else:
             frame = protocol.read_parquet(body, self._max_rows, self._max_body_bytes)
         if len(frame) > self._max_rows:
             raise protocol.too_many_rows(self._max_rows)
         return Invocation(lambda: self._predict_pyfunc(frame, None), len(frame), "pyfunc", frame)
+
+    def _column_types(self) -> dict[str, Any] | None:
+        schema = self._input_schema
+        return None if schema is None else dict(zip(schema.input_names(), schema.pandas_types(), strict=False))
 
     def _read_json(self, decoded: dict[str, Any]) -> Invocation:
         if is_unified_llm_input(decoded):
@@ -120,12 +126,14 @@ class ServedModel:
 
     def _parse_with_mlflow(self, decoded: dict[str, Any]) -> scoring_server.ParsedJsonInput:
         try:
-            return scoring_server._parse_json_data(decoded, self.pyfunc.metadata, self._input_schema)
+            parsed: scoring_server.ParsedJsonInput = scoring_server._parse_json_data(
+                decoded, self.pyfunc.metadata, self._input_schema
+            )
         except MlflowException as error:
             raise protocol.schema_error(error.message, invalid_parameter=_is_invalid_parameter(error)) from None
-        except Exception as error:
-            # Reading is MLflow's code on the client's input, no code of the model's: what fails is the input.
+        except Exception as error:  # noqa: BLE001 - MLflow's code on the client's input: what fails is the input
             raise protocol.schema_error(repr(error), invalid_parameter=False) from None
+        return parsed
 
     def _params(self, params: Any) -> Any:
         if self._params_schema is None and params in (None, {}):
@@ -138,6 +146,9 @@ class ServedModel:
     # --- predicting ---
 
     def _predict_pyfunc(self, data: Any, params: Any) -> Any:
+        if self._takes_strings and isinstance(data, pandas.DataFrame) and data.empty:
+            # MLflow looks for the column of strings in the first row.
+            raise protocol.schema_error("no rows", invalid_parameter=True)
         try:
             return self.pyfunc.predict(data, params=params)
         except MlflowException as error:
@@ -155,10 +166,8 @@ class ServedModel:
         if type(implementation) is not _PythonModelPyfuncWrapper:
             parameter = inspect.signature(predict).parameters.get("params")
             takes_params = parameter is not None and parameter.kind is not inspect.Parameter.VAR_KEYWORD
-            return (
-                plan_for(self._input_schema),
-                (lambda data, params: predict(data, params=params)) if takes_params else (lambda data, params: predict(data)),
-            )
+            call = (lambda data, params: predict(data, params=params)) if takes_params else _without_params(predict)
+            return plan_for(self._input_schema), call
         python_model, context = implementation.python_model, implementation.context
         hint = python_model.predict_type_hints.input
         call = _python_model_call(python_model, context)
@@ -269,7 +278,14 @@ def _python_model_call(python_model: Any, context: Any) -> Callable[[Any, Any], 
         if takes_context:
             return lambda data, params: predict(context, data, params=params)
         return lambda data, params: predict(data, params=params)
-    return (lambda data, params: predict(context, data)) if takes_context else (lambda data, params: predict(data))
+    return _without_params(partial(predict, context) if takes_context else predict)
+
+
+def _without_params(predict: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    def call(data: Any, _params: Any) -> Any:
+        return predict(data)
+
+    return call
 
 
 def _is_invalid_parameter(error: MlflowException) -> bool:

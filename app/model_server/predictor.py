@@ -92,7 +92,7 @@ class Predictor:
                 job.started = perf_counter()
                 try:
                     job.result = job.call()
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001 - a model may raise anything, and this thread lives on
                     job.error = error
                 job.finished = perf_counter()
             with self._lock:

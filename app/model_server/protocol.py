@@ -105,7 +105,7 @@ def read_csv(body: bytes, dtypes: dict[str, Any] | None) -> pandas.DataFrame:
 
     try:
         return pandas.read_csv(io.StringIO(body.decode("utf-8")), dtype=dtypes)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - parsers of foreign bytes raise anything
         raise RequestError(
             "Failed to parse input as a Pandas DataFrame. Ensure that the input is a valid CSV-formatted Pandas "
             "DataFrame produced using the `pandas.DataFrame.to_csv()` method.",
@@ -121,7 +121,7 @@ def read_parquet(body: bytes, max_rows: int, max_body_bytes: int) -> pandas.Data
         RequestError: when it is not Parquet.
     """
     import pandas
-    import pyarrow.parquet
+    import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
         metadata = pyarrow.parquet.read_metadata(io.BytesIO(body))
@@ -133,7 +133,7 @@ def read_parquet(body: bytes, max_rows: int, max_body_bytes: int) -> pandas.Data
         return pandas.read_parquet(io.BytesIO(body))
     except RequestError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - parsers of foreign bytes raise anything
         raise RequestError(
             "Failed to parse input as a Pandas DataFrame. Ensure that the input is a valid Parquet Pandas "
             "DataFrame produced using the `pandas.DataFrame.to_parquet()` method.",

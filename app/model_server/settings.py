@@ -63,7 +63,8 @@ class Settings:
             model_name=source.get("MODEL_NAME", "code-search", _registry_name),
             model_alias=source.get("MODEL_ALIAS", "champion", _registry_name),
             model_directory=source.get("MODEL_DIRECTORY", "/var/lib/models", _writable_directory),
-            host=source.get("SERVING_HOST", "0.0.0.0", str),
+            # In a container every interface is the container network's.
+            host=source.get("SERVING_HOST", "0.0.0.0", str),  # noqa: S104
             port=source.get("SERVING_PORT", "8000", _integer(1, 65535)),
             workers=source.get("SERVING_WORKERS", "0", _integer(0, 64)) or available_cores(),
             concurrency=source.get("SERVING_CONCURRENCY", "1", _integer(1, 64)),

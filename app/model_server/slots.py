@@ -12,18 +12,19 @@ import os
 from pathlib import Path
 
 _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-_held: tuple[int, int, str] | None = None  # process id, descriptor of the lock, slot
+_held: dict[int, tuple[int, str]] = {}  # by process id: descriptor of the lock, slot
 
 
 def identifier() -> str:
     """The slot of this process, claimed at the first call and after every fork."""
-    global _held
-    if _held is None or _held[0] != os.getpid():
-        if _held is not None:
+    process = os.getpid()
+    if process not in _held:
+        for descriptor, _ in _held.values():
             # Inherited over a fork: the parent's lock lives on in the parent.
-            os.close(_held[1])
-        _held = (os.getpid(), *_claim(_directory()))
-    return _held[2]
+            os.close(descriptor)
+        _held.clear()
+        _held[process] = _claim(_directory())
+    return _held[process][1]
 
 
 def forget_dead() -> None:

@@ -33,10 +33,12 @@ class ModelVersion:
 
     @property
     def directory_name(self) -> str:
+        """Where the store keeps it."""
         return f"{self.version}-{self.created}"
 
     @property
     def uri(self) -> str:
+        """The URI by which MLflow's client downloads it."""
         return f"models:/{self.name}/{self.version}"
 
 

@@ -14,11 +14,10 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 from model_server import logs, metrics
-from model_server.generation import Exited, Generation, Ready
+from model_server.generation import Exited, Generation, Ready, python_path
 from model_server.registry import Registry, RegistryError
 from model_server.settings import Settings
 from model_server.store import ModelStore, ModelVersion, StoredModel
@@ -90,7 +89,7 @@ class Supervisor:
         _logger.info("stopped")
         return 0
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         # SimpleQueue.put is reentrant: safe in a signal handler.
         self._events.put(Stop(number))
 
@@ -120,10 +119,8 @@ class Supervisor:
         champion = self._champion
         if champion is None or self._stopping or self._starting is not None:
             return
-        if self._serving is not None and self._serving.model is not None:
-            if self._serving.model.version == champion.version:
-                return
-        if not self._is_rejected(champion):
+        serving = self._serving.model if self._serving is not None else None
+        if (serving is None or serving.version != champion.version) and not self._is_rejected(champion):
             self._start(champion)
 
     def _start_best(self) -> None:
@@ -223,6 +220,7 @@ class Refresher(threading.Thread):
         self._last_said = ""
 
     def run(self) -> None:
+        """Ask until the process ends."""
         while True:
             self._refresh()
             time.sleep(self._settings.refresh_interval)
@@ -254,17 +252,12 @@ class Refresher(threading.Thread):
             with tempfile.TemporaryFile() as errors:
                 done = subprocess.run(
                     [sys.executable, "-m", "model_server.fetch", version.uri, str(staging)],
-                    env={
-                        **os.environ,
-                        "MLFLOW_TRACKING_URI": self._settings.tracking_uri,
-                        "PYTHONPATH": os.pathsep.join(
-                            filter(None, (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")))
-                        ),
-                    },
+                    env={**os.environ, "MLFLOW_TRACKING_URI": self._settings.tracking_uri, "PYTHONPATH": python_path()},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=errors,
                     timeout=_FETCH_TIMEOUT_SECONDS,
+                    check=False,
                 )
                 if done.returncode:
                     errors.seek(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING, Any
 
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from gunicorn.workers.gthread import TConn
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _LINGER_MILLISECONDS = 500
 
 
-class LingeringThreadWorker(ThreadWorker):
+class LingeringThreadWorker(ThreadWorker):  # type: ignore[misc]
     """Keeps a connection on its thread for a moment after an answer.
 
     Gunicorn hands every kept-alive connection back to its main thread, which hands it to a thread again when the
@@ -25,8 +25,9 @@ class LingeringThreadWorker(ThreadWorker):
         """Answer one request, and those that follow it closely. Runs in a thread of the pool."""
         while True:
             keep = super().handle(conn)
-            # `is True`: neither to be closed nor deferred. HTTP/2 connections never come back as kept alive.
-            if keep is not True or not self.alive or self.nr_conns > self.cfg.threads // 2:
+            # `is True`: neither to be closed nor deferred. HTTP/2 connections never come back as kept alive. A worker
+            # that is to stop waits too: the client was told to keep the connection, and may be sending already.
+            if keep is not True or self.nr_conns > self.cfg.threads // 2:
                 return keep
             if not conn.parser.unreader.buf.getvalue() and not _readable(conn.sock):
                 return keep

@@ -65,7 +65,9 @@ def wanted_services(
     if chosen & {"all", "tagged"}:
         # No tag is everything the inventory gives the host; a training run is asked for by name only.
         chosen |= {"full"}
-    services = dict.fromkeys(service for profile, members in profiles.items() if profile in chosen for service in members)
+    services = dict.fromkeys(
+        service for profile, members in profiles.items() if profile in chosen for service in members
+    )
     return [service for service in services if service_groups.get(service, APPLIANCE_GROUP) in set(groups)]
 
 
@@ -173,6 +175,7 @@ class ActionModule(ActionBase):
     _supports_check_mode = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Refuse what is wrong, or return what the module saw and the services of this run as facts."""
         task_vars = task_vars or {}
         arguments = self._task.args
         specs = role_options(Path(task_vars["role_path"]).parent)

@@ -88,7 +88,9 @@ def image_sources(
                 raise AnsibleFilterError(f"{service}_image: a registry is to provide the image, so say which image.")
             found[service] = {"source": source, "reference": image}
         elif image:
-            raise AnsibleFilterError(f"{service}_image: {image} is not built here: set {service}_image_source to registry.")
+            raise AnsibleFilterError(
+                f"{service}_image: {image} is not built here: set {service}_image_source to registry."
+            )
         elif service not in references:
             raise AnsibleFilterError(
                 f"{service}_image_source: there is no build of {service}: choose registry, with {service}_image, or archive."
@@ -139,7 +141,9 @@ def image_contexts(images: Iterable[str], builds: Builds, root: str) -> str:
         the project's directory.
     """
     files = {
-        f"{builds[image]['context']}/{name}": file for image in images for name, file in _context_files(builds[image], root)
+        f"{builds[image]['context']}/{name}": file
+        for image in images
+        for name, file in _context_files(builds[image], root)
     }
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
@@ -180,7 +184,9 @@ def _archived_reference(archive: Path) -> str:
     except OSError as error:
         raise AnsibleFilterError(f"mlops_image_archives: {archive}: {error.strerror or error}") from error
     except (tarfile.TarError, KeyError, ValueError, LookupError) as error:
-        raise AnsibleFilterError(f"mlops_image_archives: {archive} is no archive made by docker save: {error}") from error
+        raise AnsibleFilterError(
+            f"mlops_image_archives: {archive} is no archive made by docker save: {error}"
+        ) from error
     if not references:
         raise AnsibleFilterError(f"mlops_image_archives: {archive} holds an image without a name: save it by its name.")
     return str(references[0])

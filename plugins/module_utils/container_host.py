@@ -115,6 +115,7 @@ class Host:
         self.root = root
 
     def path(self, absolute: str) -> Path:
+        """Where a path of the host lies below the root."""
         return self.root / absolute.lstrip("/")
 
     def read(self, absolute: str) -> str | None:
@@ -142,18 +143,20 @@ class Host:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.chmod(temporary, mode)
-            os.replace(temporary, path)
+            Path(temporary).chmod(mode)
+            Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
 
     def remove(self, absolute: str) -> None:
+        """Remove a file, if it is there."""
         self.path(absolute).unlink(missing_ok=True)
 
     # -- docker and systemd ---------------------------------------------------------------------------------------
 
     def engine_present(self) -> bool:
+        """Whether docker answers."""
         return self.run([DOCKER, "version", "--format", "{{.Server.Version}}"]).rc == 0
 
     def image_id(self, reference: str) -> str:
@@ -162,6 +165,7 @@ class Host:
         return result.out.strip() if result.rc == 0 else ""
 
     def observe(self, container: str, unit: str) -> Observed:
+        """What docker and systemd say about a service, and systemd about the units that all share."""
         units = (unit, *SHARED_UNITS)
         shown = self.run(["systemctl", "show", "--property=ActiveState,UnitFileState", *units])
         # One block of lines for each unit, in their order, with a blank line between.
@@ -191,6 +195,7 @@ class Host:
         return result.out.rpartition("cursor: ")[2].strip()
 
     def journal_since(self, unit: str, cursor: str) -> list[str]:
+        """The last lines that a unit wrote after a place in the journal."""
         position = [f"--after-cursor={cursor}"] if cursor else []
         result = self.run(["journalctl", f"--unit={unit}", "--output=cat", f"--lines={LOG_LINES}", *position])
         return result.out.splitlines()

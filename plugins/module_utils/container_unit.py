@@ -176,14 +176,17 @@ class ContainerSpec:
 
     @property
     def container(self) -> str:
+        """Name of the container."""
         return f"{PREFIX}-{self.name}"
 
     @property
     def unit(self) -> str:
+        """Name of the systemd unit."""
         return f"{self.container}.service"
 
     @property
     def config_dir(self) -> str:
+        """Where the configuration files lie on the host."""
         return f"/etc/mlops/{self.name}"
 
     @property
@@ -262,9 +265,10 @@ def validate(spec: ContainerSpec) -> None:
         )
     for volume in spec.volumes:
         _require(1 <= volume.count(":") <= 2, "volumes", volume, "write it as name:/path or name:/path:ro")
-    for item in (*spec.files, *spec.secrets):
-        _require(_FILE_NAME.fullmatch(item.name), "file name", item.name, "use letters, digits, dot, dash, underscore")
-        _require(item.target.startswith("/"), f"target of {item.name}", item.target, "give an absolute path")
+    names = [(file.name, file.target) for file in spec.files] + [(item.name, item.target) for item in spec.secrets]
+    for name, target in names:
+        _require(_FILE_NAME.fullmatch(name), "file name", name, "use letters, digits, dot, dash, underscore")
+        _require(target.startswith("/"), f"target of {name}", target, "give an absolute path")
     for name in spec.after:
         validate_name(name)
 
@@ -311,11 +315,9 @@ def run_options(spec: ContainerSpec, config_dir: str, secrets_dir: str) -> list[
         *(f"--env={key}={value}" for key, value in sorted(spec.environment.items())),
         *(f"--volume={volume}" for volume in spec.volumes),
     ]
-    for item, directory in [
-        *((item, config_dir) for item in spec.files),
-        *((item, secrets_dir) for item in spec.secrets),
-    ]:
-        options.append(f"--mount=type=bind,source={directory}/{item.name},target={item.target},readonly")
+    mounts = [(f"{config_dir}/{file.name}", file.target) for file in spec.files]
+    mounts += [(f"{secrets_dir}/{secret.name}", secret.target) for secret in spec.secrets]
+    options += [f"--mount=type=bind,source={source},target={target},readonly" for source, target in mounts]
     return options
 
 

@@ -102,6 +102,7 @@ def full_disks(wanted: Mapping[str, int]) -> list[str]:
 
 
 def main() -> None:
+    """Run as an Ansible module."""
     module = AnsibleModule(
         argument_spec={
             "ports": {"type": "dict", "default": {}},
@@ -122,7 +123,9 @@ def main() -> None:
         engine_present = code == 0
         if out.split():
             ours = published_ports(module.run_command([docker, "inspect", *out.split()])[1])
-    tables = [path.read_text(encoding="ascii") for path in map(Path, ("/proc/net/tcp", "/proc/net/tcp6")) if path.exists()]
+    tables = [
+        path.read_text(encoding="ascii") for path in map(Path, ("/proc/net/tcp", "/proc/net/tcp6")) if path.exists()
+    ]
     taken = listening_ports(tables) - ours
     complaints += [
         f"{setting}: port {port} of the host is in use by another program: stop that, or set {setting} to a free port."

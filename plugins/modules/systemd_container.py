@@ -247,6 +247,7 @@ def make_so(module: AnsibleModule, host: Host) -> Outcome:
 
 
 def main() -> None:
+    """Run as an Ansible module."""
     module = AnsibleModule(
         argument_spec=ARGUMENT_SPEC,
         required_if=[("state", "present", ("image", "description", "health"))],

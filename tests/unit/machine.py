@@ -13,7 +13,7 @@ from ansible.module_utils.container_host import UNIT_DIR, CommandResult, Host
 
 
 def _always_healthy(unit_text: str) -> bool:
-    return True
+    return bool(unit_text)
 
 
 @dataclass
@@ -51,7 +51,9 @@ class Machine:
 
     def starts(self) -> int:
         """How often a unit was started."""
-        return sum(command[:2] == ["systemctl", "start"] and command[-1].endswith("-web.service") for command in self.commands)
+        return sum(
+            command[:2] == ["systemctl", "start"] and command[-1].endswith("-web.service") for command in self.commands
+        )
 
     def run(self, command: Sequence[str]) -> CommandResult:
         self.commands.append(list(command))
@@ -70,7 +72,9 @@ class Machine:
                 return CommandResult(0, f"{image}\n", "") if image else CommandResult(1, "", "No such image")
             case ["container", "inspect", name]:
                 found = self.containers.get(name)
-                return CommandResult(0, json.dumps([found]), "") if found else CommandResult(1, "[]", "No such container")
+                return (
+                    CommandResult(0, json.dumps([found]), "") if found else CommandResult(1, "[]", "No such container")
+                )
             case ["run", *_]:
                 return CommandResult(1 if self.validation_error else 0, "", self.validation_error)
         raise AssertionError(f"unexpected: docker {arguments}")

@@ -41,6 +41,10 @@ def breaks_on_new_memory(unit_text: str) -> bool:
     return "--memory=999m" not in unit_text
 
 
+def never_healthy(unit_text: str) -> bool:
+    return not unit_text
+
+
 class TestApply:
     def test_a_new_service_is_written_enabled_and_started(self, machine: Machine) -> None:
         outcome = service(machine).apply()
@@ -179,7 +183,7 @@ class TestUndo:
 
     def test_when_the_former_service_does_not_start_either_the_error_says_so(self, machine: Machine) -> None:
         service(machine).apply()
-        machine.becomes_healthy = lambda unit_text: False
+        machine.becomes_healthy = never_healthy
         with pytest.raises(ServiceError, match="does not start either"):
             service(machine, memory="512m").apply()
 
@@ -212,7 +216,8 @@ class TestSecrets:
         secrets = (Secret("web_key", "/run/secrets/key"),)
         service(machine, secrets=secrets).apply()
         made = machine.host.read("/etc/mlops/secrets/web_key")
-        assert made is not None and len(made) >= 32
+        assert made is not None
+        assert len(made) >= 32
         assert service(machine, secrets=secrets).apply().changes == []
         assert machine.host.read("/etc/mlops/secrets/web_key") == made
 
@@ -248,7 +253,8 @@ class TestCheckMode:
     def test_a_converged_service_shows_no_change(self, machine: Machine) -> None:
         service(machine, secrets=(Secret("web_key", "/run/secrets/key"),)).apply()
         outcome = service(machine, secrets=(Secret("web_key", "/run/secrets/key"),)).apply(check_mode=True)
-        assert outcome.changes == [] and outcome.diff == []
+        assert outcome.changes == []
+        assert outcome.diff == []
 
 
 class TestRemove:

@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-
 from model_server.model import ServedModel
 from model_server.settings import Settings
 from model_server.store import ModelStore, ModelVersion, StoredModel
@@ -78,7 +77,9 @@ def store_model(root: Path, model: str, version: str = "1", **options: Any) -> S
     store = ModelStore(root, "m")
     meta = ModelVersion("m", version, int(version), f"run{version}", "")
     staging = store.stage(meta)
-    mlflow.pyfunc.save_model(staging / "model", python_model=str(MODELS / f"{model}.py"), pip_requirements=[], **options)
+    mlflow.pyfunc.save_model(
+        staging / "model", python_model=str(MODELS / f"{model}.py"), pip_requirements=[], **options
+    )
     return store.commit(meta, staging)
 
 
@@ -267,7 +268,8 @@ def registry_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             with urllib.request.urlopen(f"{uri}/health", timeout=5):
                 break
         except OSError:
-            assert process.poll() is None and time.monotonic() < deadline, (directory / "log").read_text()
+            assert process.poll() is None, (directory / "log").read_text()
+            assert time.monotonic() < deadline
             time.sleep(0.2)
     yield uri
     os.killpg(process.pid, 15)

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Answer, Server, Servers, store_model
 from mlflow.models import ModelSignature
 from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.utils.proto_json_utils import NumpyEncoder
-
-from conftest import Answer, Server, Servers, store_model
 
 ALL_TYPES = pd.DataFrame(
     {
@@ -88,8 +87,10 @@ def test_json_that_is_not_utf8(untyped: Server) -> None:
     refused(post(untyped, b'{"inputs": ["\xff"]}'), "Ensure that input is a valid JSON formatted string.")
 
 
-@pytest.mark.parametrize("body", [1, "1", [1], None, {"not": "a serialized dataframe"},
-                                  {"dataframe_records": [], "dataframe_split": {"data": []}}])
+@pytest.mark.parametrize(
+    "body",
+    [1, "1", [1], None, {"not": "a serialized dataframe"}, {"dataframe_records": [], "dataframe_split": {"data": []}}],
+)
 def test_json_without_exactly_one_input_field(untyped: Server, body: Any) -> None:
     refused(
         post(untyped, json.dumps(body)),
@@ -142,19 +143,28 @@ def test_strings_that_look_like_paths_stay_strings(untyped: Server) -> None:
     assert post(untyped, {"dataframe_split": frame.to_dict(orient="split")}).status == 200
 
 
-@pytest.mark.parametrize("body", [
-    {"instances": [[1.0, 2.0], [3.0, 4.0]]},
-    {"instances": [{"a": [1.0, 2.0], "b": [3.0, 4.0]}, {"a": [5.0, 6.0], "b": [7.0, 8.0]}]},
-    {"inputs": {"a": [[1.0, 2.0]], "b": [[3.0, 4.0]]}},
-])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"instances": [[1.0, 2.0], [3.0, 4.0]]},
+        {"instances": [{"a": [1.0, 2.0], "b": [3.0, 4.0]}, {"a": [5.0, 6.0], "b": [7.0, 8.0]}]},
+        {"inputs": {"a": [[1.0, 2.0]], "b": [[3.0, 4.0]]}},
+    ],
+)
 def test_tf_serving_formats(untyped: Server, body: Any) -> None:
     assert post(untyped, body).status == 200
 
 
-@pytest.mark.parametrize("content_type", [
-    "not_a_supported_content_type", "application/json; something=something", "application/json; charset=latin-1",
-    "text/plain", "application/x-www-form-urlencoded",
-])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "not_a_supported_content_type",
+        "application/json; something=something",
+        "application/json; charset=latin-1",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+    ],
+)
 def test_other_content_types_are_415_in_json(untyped: Server, content_type: str) -> None:
     answer = post(untyped, {"inputs": [1]}, content_type)
     assert answer.status == 415
@@ -177,7 +187,7 @@ def test_parquet(csv_typed: Server) -> None:
     CSV_TYPES.to_parquet(body)
     parquet = post(csv_typed, body.getvalue(), "application/vnd.apache.parquet")
     assert parquet.status == 200
-    assert parquet.json == post(csv_typed, CSV_TYPES.to_csv(index=False), "text/csv").json
+    assert parquet.json == post(csv_typed, {"dataframe_records": CSV_TYPES.to_dict(orient="records")}).json
 
 
 @pytest.mark.parametrize("shape", ["dataframe_split", "dataframe_records", "inputs"])
@@ -190,7 +200,8 @@ def test_every_type_arrives_as_the_signature_says(typed: Server, shape: str) -> 
     assert echoed["columns"] == [repr(name) for name in ALL_TYPES.columns]
     assert echoed["dtypes"][:5] == ["bool", "int32", "int64", "float32", "float64"]
     assert echoed["dtypes"][6] == "datetime64[ns]"
-    assert echoed["rows"][5] == ["b'\\x01\\x02\\x03'", "b'\\x04\\x05\\x06'", "b'\\x07\\x08\\t'"]
+    if shape != "inputs":  # Where it is an array, MLflow takes the text as it is.
+        assert echoed["rows"][5] == ["b'\\x01\\x02\\x03'", "b'\\x04\\x05\\x06'", "b'\\x07\\x08\\t'"]
 
 
 def test_a_missing_column_is_named_and_the_input_is_not_echoed(typed: Server) -> None:
@@ -208,10 +219,17 @@ def test_a_value_of_the_wrong_type_names_the_column(csv_typed: Server) -> None:
     assert b"hush" not in answer.body
 
 
-@pytest.mark.parametrize(("params", "status"), [
-    (None, 200), ({}, 200), ({"param1": "2024-01-01"}, 200), ({"unknown": "value"}, 200),
-    ({"param1": "invalid_value1"}, 400), ("not a dictionary", 400),
-])
+@pytest.mark.parametrize(
+    ("params", "status"),
+    [
+        (None, 200),
+        ({}, 200),
+        ({"param1": "2024-01-01"}, 200),
+        ({"unknown": "value"}, 200),
+        ({"param1": "invalid_value1"}, 400),
+        ("not a dictionary", 400),
+    ],
+)
 def test_params(typed: Server, params: Any, status: int) -> None:
     body = {"dataframe_split": ALL_TYPES.to_dict(orient="split"), "params": params}
     answer = post(typed, body)
@@ -238,4 +256,4 @@ def test_mlflows_own_client(csv_typed: Server) -> None:
     client = ScoringServerClient(host="127.0.0.1", port=csv_typed.port)
     client.wait_server_ready()
     assert client.get_version() == version("mlflow-skinny")
-    assert len(client.invoke(CSV_TYPES).get_predictions()) == 2
+    assert client.invoke(CSV_TYPES)["predictions"][0]["dtypes"][0] == "bool"

@@ -6,16 +6,14 @@ import json
 from typing import Any
 
 import pytest
+from conftest import SCALARS, SIGNATURES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
-
 from model_server import encoding, protocol
 from model_server.errors import RequestError
 from model_server.model import ServedModel
-
-from conftest import SCALARS, SIGNATURES
 
 KINDS = [*SIGNATURES, "a type hint"]
 PROPERTY = settings(
@@ -43,14 +41,19 @@ names = st.sampled_from(["query", "x", "a", "b", "c", "d", "when", "what", *SCAL
 
 @st.composite
 def columns(draw: st.DrawFn) -> dict[str, list[Any]]:
-    chosen = draw(st.sampled_from([["query"], ["x"], list("abcd"), ["a", "b"], SCALARS, SCALARS[::-1], ["b", "a", "z"]]))
+    chosen = draw(
+        st.sampled_from([["query"], ["x"], list("abcd"), ["a", "b"], SCALARS, SCALARS[::-1], ["b", "a", "z"]])
+    )
     rows = draw(st.integers(0, 3))
     mostly_plain = draw(st.integers(0, 3)) > 0
     kinds = {"query": "string", "b": "double"}
     return {
         name: draw(
-            st.lists(plain[kinds.get(name, name if name in plain else "double")] if mostly_plain else odd,
-                     min_size=rows, max_size=rows)
+            st.lists(
+                plain[kinds.get(name, name if name in plain else "double")] if mostly_plain else odd,
+                min_size=rows,
+                max_size=rows,
+            )
         )
         for name in chosen
     }
@@ -67,7 +70,9 @@ def bodies(draw: st.DrawFn) -> dict[str, Any]:
         split["index"] = draw(st.sampled_from([list(range(len(rows))), [1] * len(rows), [0.0] * len(rows), ["r"]]))
     if draw(st.integers(0, 4)) == 0:
         del split["columns"]
-    tensors = st.lists(st.lists(numbers, min_size=3, max_size=3), max_size=3) | st.lists(st.lists(numbers, max_size=3), max_size=3)
+    tensors = st.lists(st.lists(numbers, min_size=3, max_size=3), max_size=3) | st.lists(
+        st.lists(numbers, max_size=3), max_size=3
+    )
     body: dict[str, Any] = [
         {"dataframe_split": split},
         {"dataframe_records": records},

@@ -31,7 +31,9 @@ class PlaybookRun:
     def changed(self) -> int:
         """The number of changed tasks, over all hosts."""
         lines = self.output.rpartition("PLAY RECAP")[2].splitlines()
-        return sum(int(word.partition("=")[2]) for line in lines for word in line.split() if word.startswith("changed="))
+        return sum(
+            int(word.partition("=")[2]) for line in lines for word in line.split() if word.startswith("changed=")
+        )
 
 
 def run_playbook(*arguments: str, inventory: Path = INVENTORY) -> PlaybookRun:

@@ -18,7 +18,9 @@ def test_a_killed_main_process_is_healthy_again_within_15_seconds(host: Host, se
     before = container_ids(host)[service]
     host.check_output(f"kill -9 {containers(host)[service]['State']['Pid']}")
     seconds = wait_until(
-        lambda: service in healthy_services(host) and container_ids(host)[service] != before, 15, f"{service} is healthy"
+        lambda: service in healthy_services(host) and container_ids(host)[service] != before,
+        15,
+        f"{service} is healthy",
     )
     print(f"{service} was healthy again after {seconds:.1f} s")
 

@@ -10,7 +10,9 @@ from conftest import SERVICES, containers
 from testinfra.host import Host
 
 
-@pytest.mark.parametrize("unit", ["mlops.target", "mlops-health.service", *(f"mlops-{name}.service" for name in SERVICES)])
+@pytest.mark.parametrize(
+    "unit", ["mlops.target", "mlops-health.service", *(f"mlops-{name}.service" for name in SERVICES)]
+)
 def test_units_run_and_start_with_the_host(host: Host, unit: str) -> None:
     service = host.service(unit)
     assert service.is_running

@@ -6,7 +6,7 @@ import mlflow
 
 
 class BrokenOnLoad(mlflow.pyfunc.PythonModel):
-    def load_context(self, context):
+    def load_context(self, context):  # noqa: ARG002
         if "MODEL_SERVER_MODEL" in os.environ:
             raise RuntimeError("no such device")
 

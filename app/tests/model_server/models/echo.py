@@ -21,7 +21,7 @@ def describe(value):
 
 
 class Echo(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input, params=None):  # noqa: ARG002
         return [describe(model_input), repr(params)]
 
 
