@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible import constants
+from ansible.constants import DEFAULT_LOCAL_TMP
 from ansible.errors import AnsibleFilterError
 
 Builds = Mapping[str, Mapping[str, Any]]
@@ -93,7 +93,8 @@ def image_sources(
             )
         elif service not in references:
             raise AnsibleFilterError(
-                f"{service}_image_source: there is no build of {service}: choose registry, with {service}_image, or archive."
+                f"{service}_image_source: there is no build of {service}: "
+                f"choose registry, with {service}_image, or archive."
             )
         else:
             found[service] = {"source": source, "reference": references[service]}
@@ -154,7 +155,7 @@ def image_contexts(images: Iterable[str], builds: Builds, root: str) -> str:
             with file.open("rb") as content:
                 archive.addfile(member, content)
     packed = gzip.compress(stream.getvalue(), mtime=0)
-    path = Path(constants.DEFAULT_LOCAL_TMP) / f"image-contexts-{hashlib.sha256(packed).hexdigest()}.tar.gz"
+    path = Path(DEFAULT_LOCAL_TMP) / f"image-contexts-{hashlib.sha256(packed).hexdigest()}.tar.gz"
     path.write_bytes(packed)
     return str(path)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible import constants
 from ansible.errors import AnsibleFilterError
 from conftest import PLUGINS, load_plugin
 
@@ -20,14 +19,21 @@ BUILDS: dict[str, dict[str, Any]] = {
     "base": {"context": "base", "paths": ["Dockerfile"], "parents": {}},
     "python": {"context": "python", "paths": ["Dockerfile"], "parents": {"BASE": "base"}},
     "proxy": {"context": "proxy", "paths": ["Dockerfile"], "parents": {"BASE": "base"}},
-    "server": {"context": "app", "paths": ["Dockerfile", "server"], "parents": {"PYTHON": "python"}, "target": "server"},
-    "tool": {"context": "app", "paths": ["Dockerfile", "tool"], "parents": {"SERVER": "server"}, "target": "tool"},
+    "server": {
+        "context": "app",
+        "target": "server",
+        "paths": ["Dockerfile", "server"],
+        "parents": {"PYTHON": "python"},
+    },
+    "tool": {"context": "app", "target": "tool", "paths": ["Dockerfile", "tool"], "parents": {"SERVER": "server"}},
 }
+REFERENCES = {image: f"mlops-{image}:1" for image in BUILDS}
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    for name in ("base/Dockerfile", "python/Dockerfile", "proxy/Dockerfile", "app/Dockerfile", "app/server/a.py", "app/tool/b.py"):
+    dockerfiles = [f"{context}/Dockerfile" for context in ("base", "python", "proxy", "app")]
+    for name in [*dockerfiles, "app/server/a.py", "app/tool/b.py"]:
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"content of {name}\n")
@@ -42,7 +48,7 @@ class TestReferences:
     def test_is_the_name_of_the_image_and_a_digest(self, project: Path) -> None:
         assert images.image_references(BUILDS, str(project))["server"].startswith("mlops-server:")
 
-    def test_does_not_depend_on_where_the_project_is_or_when_it_was_written(self, project: Path, tmp_path: Path) -> None:
+    def test_does_not_depend_on_where_the_project_is(self, project: Path, tmp_path: Path) -> None:
         moved = tmp_path / "elsewhere"
         moved.mkdir()
         before = images.image_references(BUILDS, str(project))
@@ -100,11 +106,9 @@ class TestReferences:
 
 
 class TestBuilds:
-    REFERENCES = {image: f"mlops-{image}:1" for image in BUILDS}
-
     def build(self, wanted: list[str], *present: str) -> list[list[str]]:
         result: list[list[str]] = images.image_builds(
-            wanted, BUILDS, self.REFERENCES, [self.REFERENCES[image] for image in present]
+            wanted, BUILDS, REFERENCES, [REFERENCES[image] for image in present]
         )
         return result
 
@@ -143,11 +147,9 @@ def save(archive: Path, manifest: Any) -> None:
 
 
 class TestSources:
-    REFERENCES = {"server": "mlops-server:1"}
-
     def source(self, service: str, source: str, image: str = "", archives: str = "") -> dict[str, str]:
         result: dict[str, dict[str, str]] = images.image_sources(
-            [service], self.REFERENCES, {service: image}, {service: source}, archives
+            [service], REFERENCES, {service: image}, {service: source}, archives
         )
         return result[service]
 
@@ -205,7 +207,7 @@ class TestSources:
 class TestContexts:
     @pytest.fixture(autouse=True)
     def temporary_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(constants, "DEFAULT_LOCAL_TMP", str(tmp_path))
+        monkeypatch.setattr(images, "DEFAULT_LOCAL_TMP", str(tmp_path))
 
     def members(self, project: Path, wanted: list[str]) -> dict[str, int]:
         with tarfile.open(images.image_contexts(wanted, BUILDS, str(project))) as archive:
@@ -214,7 +216,8 @@ class TestContexts:
     def test_hold_what_the_images_are_made_from_and_nothing_else(self, project: Path) -> None:
         (project / "app/tests").mkdir()
         (project / "app/tests/test_a.py").write_text("")
-        assert set(self.members(project, ["server", "proxy"])) == {"app/Dockerfile", "app/server/a.py", "proxy/Dockerfile"}
+        members = self.members(project, ["server", "proxy"])
+        assert set(members) == {"app/Dockerfile", "app/server/a.py", "proxy/Dockerfile"}
 
     def test_keep_scripts_executable(self, project: Path) -> None:
         (project / "app/tool/b.py").chmod(0o700)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
     host = getattr(item, "funcargs", {}).get("host")
     if report.when == "call" and report.failed and isinstance(host, Host):
-        journal = host.run("journalctl --unit='mlops-*' --lines=60 --no-pager --output=short-iso")
-        report.sections.append(("journal of mlops-*", journal.stdout))
+        # A host that does not answer has no journal to show.
+        with suppress(RuntimeError):
+            journal = host.run("journalctl --unit='mlops-*' --lines=60 --no-pager --output=short-iso")
+            report.sections.append(("journal of mlops-*", journal.stdout))
     return report
