@@ -204,15 +204,11 @@ def _function(node: _FunctionNode, classes: tuple[str, ...], docstring: str, fil
     query = " ".join(re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0].split()[:_MAX_QUERY_WORDS])
     parameters, _ = _scan([node.args, *([node.returns] if node.returns else [])])
     identifiers, syntax = _scan(node.body[1:])
-    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    signature = f"{node.name}({ast.unparse(node.args)}){returns}"
-    if len(signature) > _MAX_SIGNATURE_LENGTH:
-        signature = signature[: _MAX_SIGNATURE_LENGTH - 1] + "…"
     return Function(
         name=".".join((*classes, node.name)),
         file=_printable(file),
         line=node.lineno,
-        signature=_printable(signature),
+        signature=_printable(_signature(node)),
         query=_printable(query),
         name_words=" ".join(subtokens(node.name)),
         place_words=" ".join(subtokens(" ".join((*module, *classes)))),
@@ -221,6 +217,15 @@ def _function(node: _FunctionNode, classes: tuple[str, ...], docstring: str, fil
         query_digest=_digest(" ".join(subtokens(query))),
         body_digest=_digest(" ".join(syntax)),
     )
+
+
+def _signature(node: _FunctionNode) -> str:
+    try:
+        returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+        signature = f"{node.name}({ast.unparse(node.args)}){returns}"
+    except (ValueError, RecursionError):  # a default that Python reads but does not write, such as a huge integer
+        return f"{node.name}(…)"
+    return signature if len(signature) <= _MAX_SIGNATURE_LENGTH else signature[: _MAX_SIGNATURE_LENGTH - 1] + "…"
 
 
 def _scan(nodes: Iterable[ast.AST]) -> tuple[list[str], list[str]]:

@@ -340,6 +340,5 @@ def _decide(name: str, tuned: TwoTowers, weight: float, learned: frozenset[int],
 
 
 def _peak_memory_mib() -> float:
-    """Return an upper bound of what this process and the readers held at once, in MiB."""
-    own, reader = (resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return own + reader * _usable_cores()
+    """Return the most that this process held at once, in MiB; the processes that read source code hold less."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -13,6 +13,8 @@ from types import FrameType
 from codesearch.settings import Settings, TrainingError
 
 _DEFAULTS = {
+    # There is no git in the image, and the version of the code is its own tag.
+    "GIT_PYTHON_REFRESH": "quiet",
     # About a minute of patience with a tracking server that restarts; MLflow's own default is four.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",

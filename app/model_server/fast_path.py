@@ -31,14 +31,21 @@ def raw_inputs(key: str, data: Any) -> Any:
     return data if key == "inputs" else DECLINED
 
 
-def plan_for(schema: Schema | None) -> Plan | None:
-    """The plan for a signature's inputs, or None where there is no short way."""
+def plan_for(schema: Schema | None, *, strings_as_list: bool = False) -> Plan | None:
+    """The plan for a signature's inputs, or None where there is no short way.
+
+    Args:
+        schema: the inputs of the signature.
+        strings_as_list: the model's type hint is ``list[str]``: MLflow makes a list of the column of strings.
+    """
     if schema is None or not schema.inputs:
         return None
     if schema.is_tensor_spec():
         return _tensor_plan([spec for spec in schema.inputs if isinstance(spec, TensorSpec)])
     if not all(_is_plain_column(spec) for spec in schema.inputs):
         return None
+    if strings_as_list:
+        return _StringList(schema) if schema.input_types() == [DataType.string] else None
     return _Columns(schema)
 
 
@@ -92,14 +99,14 @@ class _Columns:
         self._names: list[Any] = schema.input_names() if self._named else list(range(len(schema.inputs)))
         self._builders = [_ARRAYS[kind] for kind in schema.input_types() if isinstance(kind, DataType)]
 
-    def __call__(self, key: str, data: Any) -> Any:
-        index = None
+    def values(self, key: str, data: Any) -> tuple[Any, list[int] | None]:
+        """The columns as lists of what JSON held, or DECLINED, and the index if one was sent."""
         if key == "dataframe_split":
-            columns, index = self._split(data)
-        elif key == "dataframe_records":
-            columns = self._records(data)
-        else:
-            columns = self._tensors(key, data)
+            return self._split(data)
+        return self._records(data) if key == "dataframe_records" else self._tensors(key, data), None
+
+    def __call__(self, key: str, data: Any) -> Any:
+        columns, index = self.values(key, data)
         if columns is DECLINED:
             return DECLINED
         arrays = {}
@@ -146,6 +153,17 @@ class _Columns:
         if key == "instances" and self._named:
             return self._records(data)
         return DECLINED
+
+
+class _StringList:
+    """A list of strings, from a signature with one column of strings."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._columns = _Columns(schema)
+
+    def __call__(self, key: str, data: Any) -> Any:
+        columns = self._columns.values(key, data)[0]
+        return DECLINED if columns is DECLINED else _string_array(columns[0])
 
 
 def _is_table(rows: Any, width: int) -> bool:

@@ -173,6 +173,8 @@ class ServedModel:
         call = _python_model_call(python_model, context)
         if metadata._is_signature_from_type_hint():
             return (None, call) if _is_type_hint_from_example(hint) else (raw_inputs, self._checked(call))
+        if hint == list[str]:
+            return plan_for(self._input_schema, strings_as_list=True), call
         # Any other hint makes MLflow convert the data frame once more.
         return plan_for(self._input_schema) if hint in (None, pandas.DataFrame) else None, call
 

@@ -103,30 +103,27 @@ def image_sources(
 
 def image_builds(
     wanted: Iterable[str], builds: Builds, references: Mapping[str, str], present: Iterable[str]
-) -> list[list[str]]:
-    """Images that have to be built. A parent is built only for a child that is not there.
+) -> list[str]:
+    """Images that have to be built, parents first. A parent is built only for a child that is not there.
 
     Args:
         wanted: images that are needed.
         builds: the builds, parents first.
         references: what `image_references` returned.
         present: references that the host has.
-
-    Returns:
-        Groups of images: those of a group need one another not, only those of earlier groups.
     """
     there = set(present)
-    stages: dict[str, int] = {}
+    needed: set[str] = set()
 
-    def stage(image: str) -> int:
-        if references[image] in there:
-            return 0
-        if image not in stages:
-            stages[image] = 1 + max((stage(parent) for parent in builds[image]["parents"].values()), default=0)
-        return stages[image]
+    def need(image: str) -> None:
+        if references[image] not in there:
+            needed.add(image)
+            for parent in builds[image]["parents"].values():
+                need(parent)
 
-    last = max((stage(image) for image in wanted), default=0)
-    return [[image for image in builds if stages.get(image) == number] for number in range(1, last + 1)]
+    for image in wanted:
+        need(image)
+    return [image for image in builds if image in needed]
 
 
 def image_contexts(images: Iterable[str], builds: Builds, root: str) -> str:

@@ -106,17 +106,16 @@ class TestReferences:
 
 
 class TestBuilds:
-    def build(self, wanted: list[str], *present: str) -> list[list[str]]:
-        result: list[list[str]] = images.image_builds(
-            wanted, BUILDS, REFERENCES, [REFERENCES[image] for image in present]
-        )
+    def build(self, wanted: list[str], *present: str) -> list[str]:
+        there = [REFERENCES[image] for image in present]
+        result: list[str] = images.image_builds(wanted, BUILDS, REFERENCES, there)
         return result
 
     def test_an_empty_host_gets_the_parents_too_and_first(self) -> None:
-        assert self.build(["server", "proxy"]) == [["base"], ["python", "proxy"], ["server"]]
+        assert self.build(["server", "proxy"]) == ["base", "python", "proxy", "server"]
 
     def test_nothing_is_built_that_no_service_of_the_run_needs(self) -> None:
-        assert self.build(["proxy"]) == [["base"], ["proxy"]]
+        assert self.build(["proxy"]) == ["base", "proxy"]
 
     def test_a_host_that_has_the_images_builds_nothing(self) -> None:
         assert self.build(["server", "proxy"], "server", "proxy") == []
@@ -125,10 +124,7 @@ class TestBuilds:
         assert self.build(["server"], "server") == []
 
     def test_only_what_is_missing_is_built(self) -> None:
-        assert self.build(["tool"], "base", "python") == [["server"], ["tool"]]
-
-    def test_images_that_do_not_need_one_another_share_a_group(self) -> None:
-        assert self.build(["python", "proxy"], "base") == [["python", "proxy"]]
+        assert self.build(["tool"], "base", "python") == ["server", "tool"]
 
 
 @pytest.fixture

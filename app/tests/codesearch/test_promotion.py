@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from codesearch.corpus import Function
 from codesearch.evaluation import ranks
-from codesearch.promotion import HeldOut, compare
 from codesearch.index import write_index
+from codesearch.promotion import HeldOut, compare
 from codesearch.searcher import Searcher
 from codesearch.split import digests
 from codesearch.towers import TwoTowers
@@ -40,12 +40,16 @@ def test_a_tie_never_promotes(functions: list[Function], towers: TwoTowers, own_
 
 
 def test_a_clear_win_promotes(functions: list[Function], towers: TwoTowers, own_ranks: list[float]) -> None:
-    decision = compare("champion 3", split_with(functions, [rank + 1 for rank in own_ranks]), towers, WEIGHT, frozenset())
+    decision = compare(
+        "champion 3", split_with(functions, [rank + 1 for rank in own_ranks]), towers, WEIGHT, frozenset()
+    )
     assert decision.promote
     assert decision.reason.startswith("beats champion 3: MRR 0.")
 
 
-def test_a_win_within_noise_does_not_promote(functions: list[Function], towers: TwoTowers, own_ranks: list[float]) -> None:
+def test_a_win_within_noise_does_not_promote(
+    functions: list[Function], towers: TwoTowers, own_ranks: list[float]
+) -> None:
     best = int(np.argmin(own_ranks))
     luckier = [rank + 1 if number == best else rank for number, rank in enumerate(own_ranks)]
     assert not compare("champion 3", split_with(functions, luckier), towers, WEIGHT, frozenset()).promote
@@ -58,7 +62,9 @@ def test_a_worse_model_does_not_promote(functions: list[Function], towers: TwoTo
 def test_what_the_new_model_learned_from_is_not_asked(functions: list[Function], towers: TwoTowers) -> None:
     # The champion is bad at the first hundred only, and the new model learned just those.
     champion = [1000.0] * 100 + [1.0] * (len(functions) - 100)
-    decision = compare("champion 3", split_with(functions, champion), towers, WEIGHT, frozenset(digests(functions[:100])))
+    decision = compare(
+        "champion 3", split_with(functions, champion), towers, WEIGHT, frozenset(digests(functions[:100]))
+    )
     assert not decision.promote
     assert f"{len(functions) - 100} test functions" in decision.reason
 

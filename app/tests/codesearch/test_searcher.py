@@ -31,7 +31,14 @@ def test_identifiers_and_english_become_the_same_subtokens(text: str, expected: 
 
 
 def test_the_stem_of_a_short_word_is_the_word() -> None:
-    assert [stem(word) for word in ("is", "bus", "pass", "red", "ring", "use")] == ["is", "bus", "pass", "red", "ring", "use"]
+    assert [stem(word) for word in ("is", "bus", "pass", "red", "ring", "use")] == [
+        "is",
+        "bus",
+        "pass",
+        "red",
+        "ring",
+        "use",
+    ]
 
 
 @given(st.text())
@@ -67,7 +74,12 @@ def test_a_search_returns_records_best_first(searcher: Searcher) -> None:
 def test_the_line_is_that_of_def(searcher: Searcher, corpus_root: Path) -> None:
     ((record,),) = searcher.search(["remove directory"], top_k=1)
     assert isinstance(record["line"], int)
-    assert (corpus_root / str(record["file"])).read_text().splitlines()[record["line"] - 1].startswith("def remove_directory")
+    assert (
+        (corpus_root / str(record["file"]))
+        .read_text()
+        .splitlines()[record["line"] - 1]
+        .startswith("def remove_directory")
+    )
 
 
 def test_more_answers_than_functions_are_all_functions(searcher: Searcher) -> None:
@@ -94,7 +106,11 @@ def test_the_rate_of_unknown_words_counts_words(searcher: Searcher) -> None:
     assert searcher.unknown_rate("remove xyzzy directory plugh") == 0.5
 
 
-@given(st.lists(st.sampled_from(["remove directory", "look up days", "", "xyzzy", "transmit pictures csv csv"]), max_size=40))
+@given(
+    st.lists(
+        st.sampled_from(["remove directory", "look up days", "", "xyzzy", "transmit pictures csv csv"]), max_size=40
+    )
+)
 def test_a_query_is_answered_alike_alone_and_among_others(searcher: Searcher, queries: list[str]) -> None:
     together = searcher.search(queries, top_k=4)
     for query, records in zip(queries, together, strict=True):

@@ -46,7 +46,11 @@ def test_an_empty_variable_is_one_that_is_not_set() -> None:
         ("TRAINING_CORPUS", "/nowhere", "TRAINING_CORPUS: /nowhere is not a directory"),
         ("TRAINING_SEED", "-1", "TRAINING_SEED must be a whole number from 0, not '-1'"),
         ("TRAINING_EPOCHS", "0", "TRAINING_EPOCHS must be a whole number from 1, not '0'"),
-        ("TRAINING_PRETRAINING_EPOCHS", "many", "TRAINING_PRETRAINING_EPOCHS must be a whole number from 1, not 'many'"),
+        (
+            "TRAINING_PRETRAINING_EPOCHS",
+            "many",
+            "TRAINING_PRETRAINING_EPOCHS must be a whole number from 1, not 'many'",
+        ),
     ],
 )
 def test_a_wrong_value_is_named(variable: str, value: str, message: str) -> None:

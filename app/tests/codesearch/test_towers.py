@@ -47,7 +47,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(functions: li
 def test_a_saved_model_is_loaded_as_it_was(functions: list[Function], tmp_path: Path) -> None:
     towers, _ = trained(functions, epochs=1)
     towers.save(tmp_path)
-    np.testing.assert_array_equal(TwoTowers.load(tmp_path).encode_functions(functions), towers.encode_functions(functions))
+    np.testing.assert_array_equal(
+        TwoTowers.load(tmp_path).encode_functions(functions), towers.encode_functions(functions)
+    )
 
 
 def test_new_words_are_added_behind_the_known_ones() -> None:

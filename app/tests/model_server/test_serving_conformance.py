@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Answer, Server, Servers, store_model
 from mlflow.models import ModelSignature
 from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.utils.proto_json_utils import NumpyEncoder
+from serving_harness import Answer, Server, Servers, store_model
 
 ALL_TYPES = pd.DataFrame(
     {

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from conftest import SCALARS, SIGNATURES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
@@ -14,6 +13,7 @@ from mlflow.pyfunc import scoring_server
 from model_server import encoding, protocol
 from model_server.errors import RequestError
 from model_server.model import ServedModel
+from serving_harness import SCALARS, SIGNATURES
 
 KINDS = [*SIGNATURES, "a type hint"]
 PROPERTY = settings(

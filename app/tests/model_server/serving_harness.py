@@ -1,0 +1,238 @@
+"""Models of every kind of signature, and servers as processes to put them into."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from model_server.settings import Settings
+from model_server.store import ModelStore, ModelVersion, StoredModel
+
+MODELS = Path(__file__).parent / "models"
+APPLICATION = Path(__file__).resolve().parents[2]
+
+PARAMS = ParamSchema([ParamSpec("top_k", DataType.long, 2), ParamSpec("threshold", DataType.double, 0.5)])
+SCALARS = ["string", "boolean", "integer", "long", "float", "double"]
+SIGNATURES: dict[str, ModelSignature | None] = {
+    "no signature": None,
+    "one string": ModelSignature(Schema([ColSpec("string")])),
+    "one string with params": ModelSignature(Schema([ColSpec("string")]), params=PARAMS),
+    "one named string": ModelSignature(Schema([ColSpec("string", "query")])),
+    "one named double": ModelSignature(Schema([ColSpec("double", "x")])),
+    "two unnamed doubles": ModelSignature(Schema([ColSpec("double"), ColSpec("double")])),
+    "four doubles": ModelSignature(Schema([ColSpec("double", name) for name in "abcd"]), params=PARAMS),
+    "every scalar": ModelSignature(Schema([ColSpec(kind, kind) for kind in SCALARS])),
+    "an optional column": ModelSignature(Schema([ColSpec("double", "a"), ColSpec("string", "b", required=False)])),
+    "datetime and binary": ModelSignature(Schema([ColSpec("datetime", "when"), ColSpec("binary", "what")])),
+    "a tensor": ModelSignature(Schema([TensorSpec(np.dtype("float64"), (-1, 3))])),
+    "an integer tensor": ModelSignature(Schema([TensorSpec(np.dtype("int32"), (-1,))])),
+    "named tensors": ModelSignature(
+        Schema([TensorSpec(np.dtype("float32"), (-1, 2), "a"), TensorSpec(np.dtype("int64"), (-1,), "b")])
+    ),
+}
+
+
+def settings(**changes: Any) -> Settings:
+    """Settings for tests, with ``changes``."""
+    base: dict[str, Any] = {
+        "tracking_uri": "http://127.0.0.1:9",
+        "model_name": "m",
+        "model_alias": "champion",
+        "model_directory": Path("/nonexistent"),
+        "host": "127.0.0.1",
+        "port": 1,
+        "workers": 1,
+        "concurrency": 1,
+        "queue_length": 8,
+        "max_body_bytes": 1_000_000,
+        "max_rows": 1000,
+        "request_timeout": 10.0,
+        "shutdown_timeout": 5.0,
+        "refresh_interval": 0.2,
+        "start_timeout": 30.0,
+        "debug": False,
+    }
+    return Settings(**{**base, **changes})
+
+
+def store_model(root: Path, model: str, version: str = "1", **options: Any) -> StoredModel:
+    """Save ``models/<model>.py`` and put it into the model store at ``root``."""
+    store = ModelStore(root, "m")
+    meta = ModelVersion("m", version, int(version), f"run{version}", "")
+    staging = store.stage(meta)
+    mlflow.pyfunc.save_model(
+        staging / "model", python_model=str(MODELS / f"{model}.py"), pip_requirements=[], **options
+    )
+    return store.commit(meta, staging)
+
+
+@dataclass
+class Answer:
+    """What came back over HTTP."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Server:
+    """A running model server."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+    ready_after: float = 0.0
+
+    def request(
+        self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None, method: str | None = None
+    ) -> Answer:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", data=body, headers=headers or {}, method=method
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return Answer(response.status, dict(response.headers), response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, dict(error.headers), error.read())
+
+    def predict(self, *queries: str) -> Answer:
+        return self.request(
+            "/invocations", json.dumps({"inputs": queries}).encode(), {"Content-Type": "application/json"}
+        )
+
+    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, f"the server ended:\n{self.log.read_text()}"
+            assert time.monotonic() < deadline, f"not within {seconds} s: {what}\n{self.log.read_text()}"
+            time.sleep(0.05)
+
+    def answers(self, path: str, status: int) -> bool:
+        try:
+            return self.request(path).status == status
+        except OSError:
+            return False
+
+    def serves(self, version: str) -> bool:
+        return self.request("/ready").headers.get("X-Model-Version") == version
+
+    def metrics(self) -> dict[str, float]:
+        lines = self.request("/metrics").body.decode().splitlines()
+        samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in samples}
+
+    def logged(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(30)
+
+
+@dataclass
+class Servers:
+    """Starts servers, and ends those that are left."""
+
+    directory: Path
+    started: list[Server] = field(default_factory=list)
+
+    def start(self, *, ready: bool = True, **environment: str) -> Server:
+        port = free_port()
+        models = self.directory / "models"
+        models.mkdir(exist_ok=True)
+        log = self.directory / f"server-{port}.log"
+        variables = {
+            "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
+            "MODEL_NAME": "m",
+            "MODEL_DIRECTORY": str(models),
+            "SERVING_HOST": "127.0.0.1",
+            "SERVING_PORT": str(port),
+            "SERVING_WORKERS": "2",
+            "SERVING_MODEL_REFRESH_SECONDS": "0.3",
+            "SERVING_SHUTDOWN_TIMEOUT_SECONDS": "5",
+            "PYTHONPATH": str(APPLICATION),
+            **environment,
+        }
+        inherited = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+        begun = time.monotonic()
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "model_server"],
+                env={**inherited, **variables},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.directory,
+            )
+        server = Server(process, port, log)
+        self.started.append(server)
+        if ready:
+            server.wait_for(lambda: server.answers("/ready", 200), "ready")
+        else:
+            server.wait_for(lambda: server.answers("/health", 200), "alive")
+        server.ready_after = time.monotonic() - begun
+        return server
+
+    def stop(self) -> None:
+        for server in self.started:
+            if server.process.poll() is None:
+                server.process.terminate()
+        for server in self.started:
+            try:
+                server.process.wait(15)
+            except subprocess.TimeoutExpired:
+                server.process.kill()
+                server.process.wait()
+
+
+@dataclass
+class RegisteredModel:
+    """One name in the registry."""
+
+    uri: str
+    name: str
+
+    def register(self, model: str, **options: Any) -> str:
+        """Log ``models/<model>.py``, register it and make it the champion; return its version."""
+        client = mlflow.MlflowClient(self.uri)
+        mlflow.set_tracking_uri(self.uri)
+        with mlflow.start_run():
+            info = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(MODELS / f"{model}.py"),
+                registered_model_name=self.name,
+                pip_requirements=[],
+                **options,
+            )
+        version = str(info.registered_model_version)
+        client.set_registered_model_alias(self.name, "champion", version)
+        return version
+
+    def point_to(self, version: str) -> None:
+        mlflow.MlflowClient(self.uri).set_registered_model_alias(self.name, "champion", version)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

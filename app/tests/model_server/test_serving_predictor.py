@@ -1,0 +1,79 @@
+"""So many predictions at once, so many waiting, each with a deadline."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from model_server.errors import BusyError, DeadlineError
+from model_server.predictor import Predictor
+
+
+def test_returns_the_result_and_how_long_it_waited_and_ran() -> None:
+    result, queued, ran = Predictor(1, 1, 5).run(lambda: time.sleep(0.05) or "done")
+    assert result == "done"
+    assert queued < 0.05 <= ran
+
+
+def test_raises_what_the_call_raises_and_goes_on() -> None:
+    predictor = Predictor(1, 1, 5)
+    with pytest.raises(ZeroDivisionError):
+        predictor.run(lambda: 1 / 0)
+    with pytest.raises(RuntimeError, match="exit"):
+        predictor.run(lambda: exec("raise SystemExit"))
+    assert predictor.run(lambda: 1)[0] == 1
+
+
+def test_one_at_a_time() -> None:
+    predictor = Predictor(1, 10, 5)
+    running: list[int] = []
+    most: list[int] = []
+
+    def call() -> None:
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.01)
+        running.pop()
+
+    with ThreadPoolExecutor(8) as clients:
+        list(clients.map(lambda _: predictor.run(call), range(8)))
+    assert max(most) == 1
+
+
+def test_a_full_queue_refuses_at_once() -> None:
+    predictor = Predictor(1, 1, 5)
+    release = threading.Event()
+    with ThreadPoolExecutor(2) as clients:
+        accepted = [clients.submit(predictor.run, release.wait) for _ in range(2)]
+        time.sleep(0.1)
+        with pytest.raises(BusyError):
+            predictor.run(lambda: 1)
+        release.set()
+        assert all(future.result()[0] for future in accepted)
+    assert predictor.run(lambda: 1)[0] == 1
+
+
+def test_a_call_whose_time_is_over_before_it_began_never_begins() -> None:
+    predictor = Predictor(1, 1, 0.1, on_stuck=lambda: None)
+    release, begun = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(2) as clients:
+        first = clients.submit(predictor.run, release.wait)
+        time.sleep(0.02)
+        second = clients.submit(predictor.run, begun.set)
+        for future in (first, second):
+            with pytest.raises(DeadlineError):
+                future.result()
+        release.set()
+    assert predictor.run(lambda: "next")[0] == "next"
+    assert not begun.is_set()
+
+
+def test_a_call_that_does_not_come_back_is_reported() -> None:
+    stuck, release = threading.Event(), threading.Event()
+    predictor = Predictor(1, 1, 0.05, on_stuck=stuck.set)
+    with pytest.raises(DeadlineError):
+        predictor.run(release.wait)
+    assert stuck.wait(2)
+    release.set()
