@@ -24,8 +24,7 @@ help:  ## Show this list
 
 demo: setup  ## From nothing to an answered question, on a host made on this machine
 	$(PLAYBOOK) playbooks/local_host.yml
-	$(PLAYBOOK) site.yml
-	$(PLAYBOOK) site.yml --tags train
+	$(PLAYBOOK) site.yml --tags full,train --extra-vars training_only_when_missing=true
 	$(PLAYBOOK) playbooks/summary.yml
 
 demo-down: setup  ## Remove that host and everything on it

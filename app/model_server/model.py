@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -74,8 +75,6 @@ class ServedModel:
         self._max_body_bytes = max_body_bytes
         self._input_schema = pyfunc.metadata.get_input_schema()
         self._params_schema = pyfunc.metadata.get_params_schema()
-        hints = getattr(getattr(pyfunc._model_impl, "python_model", None), "predict_type_hints", None)
-        self._takes_strings = getattr(hints, "input", None) == list[str]
         self._plan, self._predict_fast = self._short_way()
         self.drift = DriftProfile.from_metadata(pyfunc.metadata.metadata or {}, self.version.version)
 
@@ -146,14 +145,15 @@ class ServedModel:
     # --- predicting ---
 
     def _predict_pyfunc(self, data: Any, params: Any) -> Any:
-        if self._takes_strings and isinstance(data, pandas.DataFrame) and data.empty:
-            # MLflow looks for the column of strings in the first row.
-            raise protocol.schema_error("no rows", invalid_parameter=True)
         try:
             return self.pyfunc.predict(data, params=params)
         except MlflowException as error:
             if error.get_http_status_code() == 400 or "validate data against type hint" in error.message:
                 raise protocol.schema_error(error.message, invalid_parameter=True) from None
+            raise
+        except Exception as error:
+            if _failed_before_the_model(error):
+                raise protocol.schema_error(repr(error), invalid_parameter=True) from None
             raise
 
     def _short_way(self) -> tuple[Plan | None, Callable[[Any, Any], Any]]:
@@ -269,6 +269,12 @@ def alike(actual: Any, expected: Any) -> bool:
             and all(alike(actual[key], expected[key]) for key in expected)
         )
     return bool(actual == expected)
+
+
+def _failed_before_the_model(error: Exception) -> bool:
+    """Whether MLflow failed to make of a data frame what the model's type hint says, as it does without rows."""
+    conversion = _PythonModelPyfuncWrapper._convert_input.__code__
+    return any(frame.f_code is conversion for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _python_model_call(python_model: Any, context: Any) -> Callable[[Any, Any], Any]:

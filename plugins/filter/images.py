@@ -60,6 +60,7 @@ def image_sources(
     references: Mapping[str, str],
     own: Mapping[str, str],
     sources: Mapping[str, str],
+    default: str,
     archives: str,
 ) -> dict[str, dict[str, str]]:
     """Where each service's image comes from, and the reference it then has.
@@ -67,8 +68,9 @@ def image_sources(
     Args:
         services: services that need an image.
         references: what `image_references` returned.
-        own: references of images that the operator chose, by service.
-        sources: ``build``, ``registry`` or ``archive``, by service.
+        own: references of images that the operator chose, by service; empty for none.
+        sources: ``build``, ``registry`` or ``archive``, by service; empty where the operator did not choose.
+        default: the source of a service for which the operator chose neither an image nor a source.
         archives: directory of the controller with archives of images.
 
     Returns:
@@ -79,18 +81,18 @@ def image_sources(
     """
     found: dict[str, dict[str, str]] = {}
     for service in services:
-        source, image = sources[service], own.get(service)
+        image = own.get(service, "")
+        source = sources.get(service) or ("registry" if image else default)
         if source == "archive":
             archive = Path(archives).expanduser() / f"{service}.tar"
-            found[service] = {"source": source, "reference": _archived_reference(archive), "archive": str(archive)}
+            reference = _archived_reference(archive, image)
+            found[service] = {"source": source, "reference": reference, "archive": str(archive)}
         elif source == "registry":
             if not image:
                 raise AnsibleFilterError(f"{service}_image: a registry is to provide the image, so say which image.")
             found[service] = {"source": source, "reference": image}
         elif image:
-            raise AnsibleFilterError(
-                f"{service}_image: {image} is not built here: set {service}_image_source to registry."
-            )
+            raise AnsibleFilterError(f"{service}_image: {image} is not built here: leave {service}_image_source out.")
         elif service not in references:
             raise AnsibleFilterError(
                 f"{service}_image_source: there is no build of {service}: "
@@ -173,21 +175,21 @@ def _is_executable(file: Path) -> bool:
     return bool(file.stat().st_mode & 0o100)
 
 
-def _archived_reference(archive: Path) -> str:
-    """The first reference in an archive that ``docker save`` wrote."""
+def _archived_reference(archive: Path, wanted: str) -> str:
+    """The reference in an archive that ``docker save`` wrote: the wanted one, or without a wish the first."""
     try:
         with tarfile.open(archive) as content:
             manifest = content.extractfile("manifest.json")
-            references = json.load(manifest)[0]["RepoTags"] if manifest else []
+            references = [name for image in json.load(manifest or io.BytesIO()) for name in image["RepoTags"] or ()]
     except OSError as error:
         raise AnsibleFilterError(f"mlops_image_archives: {archive}: {error.strerror or error}") from error
-    except (tarfile.TarError, KeyError, ValueError, LookupError) as error:
-        raise AnsibleFilterError(
-            f"mlops_image_archives: {archive} is no archive made by docker save: {error}"
-        ) from error
+    except (tarfile.TarError, LookupError, TypeError, ValueError) as error:
+        raise AnsibleFilterError(f"mlops_image_archives: {archive} is no archive made by docker save.") from error
+    if wanted and wanted not in references:
+        raise AnsibleFilterError(f"mlops_image_archives: {archive} does not hold {wanted}, but {references}.")
     if not references:
         raise AnsibleFilterError(f"mlops_image_archives: {archive} holds an image without a name: save it by its name.")
-    return str(references[0])
+    return wanted or str(references[0])
 
 
 class FilterModule:

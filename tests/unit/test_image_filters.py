@@ -145,7 +145,7 @@ def save(archive: Path, manifest: Any) -> None:
 class TestSources:
     def source(self, service: str, source: str, image: str = "", archives: str = "") -> dict[str, str]:
         result: dict[str, dict[str, str]] = images.image_sources(
-            [service], REFERENCES, {service: image}, {service: source}, archives
+            [service], REFERENCES, {service: image}, {service: source}, "build", archives
         )
         return result[service]
 
@@ -161,10 +161,26 @@ class TestSources:
         found = self.source("server", "registry", image="registry.example/server:2")
         assert found == {"source": "registry", "reference": "registry.example/server:2"}
 
+    def test_what_the_operator_does_not_choose_comes_from_where_the_others_come_from(self) -> None:
+        assert self.source("server", "")["source"] == "build"
+
+    def test_an_image_of_ones_own_comes_from_a_registry_unless_said_otherwise(self) -> None:
+        assert self.source("server", "", image="registry.example/server:2")["source"] == "registry"
+
     def test_an_archive_says_itself_what_its_image_is_called(self, archives: Path) -> None:
         save(archives / "server.tar", [{"RepoTags": ["server:3"]}])
         found = self.source("server", "archive", archives=str(archives))
         assert found == {"source": "archive", "reference": "server:3", "archive": str(archives / "server.tar")}
+
+    def test_an_archive_of_several_images_provides_the_one_that_is_named(self, archives: Path) -> None:
+        save(archives / "server.tar", [{"RepoTags": ["other:1"]}, {"RepoTags": ["server:3", "server:4"]}])
+        assert self.source("server", "archive", "server:4", str(archives))["reference"] == "server:4"
+
+    def test_an_archive_that_lacks_the_named_image_is_refused(self, archives: Path) -> None:
+        save(archives / "server.tar", [{"RepoTags": ["server:3"]}])
+        message = self.refusal("server", "archive", "server:4", str(archives))
+        assert "does not hold server:4" in message
+        assert "server:3" in message
 
     def test_a_missing_archive_is_named_with_its_setting(self, archives: Path) -> None:
         message = self.refusal("server", "archive", archives=str(archives))
@@ -175,7 +191,7 @@ class TestSources:
         ("manifest", "complaint"),
         [
             ([{"RepoTags": None}], "without a name"),
-            ([], "no archive made by docker save"),
+            ([], "without a name"),
             ([{}], "no archive made by docker save"),
         ],
     )
@@ -190,7 +206,7 @@ class TestSources:
     def test_a_registry_needs_to_know_which_image(self) -> None:
         assert "server_image:" in self.refusal("server", "registry")
 
-    def test_an_image_of_ones_own_is_not_built(self) -> None:
+    def test_an_image_of_ones_own_is_never_built(self) -> None:
         assert "server_image_source" in self.refusal("server", "build", image="registry.example/server:2")
 
     def test_a_service_without_a_build_says_what_to_choose(self) -> None:

@@ -19,9 +19,10 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import mlflow
     import mlflow.pyfunc
+    from mlflow.models import Model
 
 from model_server.model import ServedModel
-from serving_harness import SIGNATURES, RegisteredModel, Servers, free_port, store_model
+from serving_harness import SIGNATURES, SIGNATURES_OVER_A_HINT, RegisteredModel, Servers, free_port, store_model
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,8 +40,15 @@ def echo_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ServedMod
     for number, (name, signature) in enumerate(SIGNATURES.items(), 1):
         stored = store_model(root, "echo", str(number), signature=signature)
         served[name] = ServedModel.load(stored, max_rows=1000, max_body_bytes=1_000_000)
-    stored = store_model(root, "echo_list", "99", input_example=(["a query"], {"top_k": 2, "threshold": 0.5}))
-    served["a type hint"] = ServedModel.load(stored, max_rows=1000, max_body_bytes=1_000_000)
+    hinted = {"a type hint": None, **SIGNATURES_OVER_A_HINT}
+    for number, (name, signature) in enumerate(hinted.items(), 101):
+        example = (["a query"], {"top_k": 2, "threshold": 0.5})
+        stored = store_model(root, "echo_list", str(number), input_example=example)
+        if signature is not None:
+            metadata = Model.load(stored.model_path)
+            metadata.signature = signature
+            metadata.save(stored.model_path / "MLmodel")
+        served[name] = ServedModel.load(stored, max_rows=1000, max_body_bytes=1_000_000)
     return served
 
 

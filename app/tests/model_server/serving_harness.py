@@ -19,7 +19,6 @@ import mlflow
 import numpy as np
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-from model_server.settings import Settings
 from model_server.store import ModelStore, ModelVersion, StoredModel
 
 MODELS = Path(__file__).parent / "models"
@@ -44,29 +43,12 @@ SIGNATURES: dict[str, ModelSignature | None] = {
         Schema([TensorSpec(np.dtype("float32"), (-1, 2), "a"), TensorSpec(np.dtype("int64"), (-1,), "b")])
     ),
 }
-
-
-def settings(**changes: Any) -> Settings:
-    """Settings for tests, with ``changes``."""
-    base: dict[str, Any] = {
-        "tracking_uri": "http://127.0.0.1:9",
-        "model_name": "m",
-        "model_alias": "champion",
-        "model_directory": Path("/nonexistent"),
-        "host": "127.0.0.1",
-        "port": 1,
-        "workers": 1,
-        "concurrency": 1,
-        "queue_length": 8,
-        "max_body_bytes": 1_000_000,
-        "max_rows": 1000,
-        "request_timeout": 10.0,
-        "shutdown_timeout": 5.0,
-        "refresh_interval": 0.2,
-        "start_timeout": 30.0,
-        "debug": False,
-    }
-    return Settings(**{**base, **changes})
+# Put in the place of the signature that MLflow takes from the type hint, as `mlflow.models.set_signature` does.
+SIGNATURES_OVER_A_HINT = {
+    "one string over a hint": SIGNATURES["one string with params"],
+    "one named string over a hint": SIGNATURES["one named string"],
+    "a double over a hint": SIGNATURES["one named double"],
+}
 
 
 def store_model(root: Path, model: str, version: str = "1", **options: Any) -> StoredModel:

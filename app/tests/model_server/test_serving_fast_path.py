@@ -13,9 +13,9 @@ from mlflow.pyfunc import scoring_server
 from model_server import encoding, protocol
 from model_server.errors import RequestError
 from model_server.model import ServedModel
-from serving_harness import SCALARS, SIGNATURES
+from serving_harness import SCALARS, SIGNATURES, SIGNATURES_OVER_A_HINT
 
-KINDS = [*SIGNATURES, "a type hint"]
+KINDS = [*SIGNATURES, "a type hint", *SIGNATURES_OVER_A_HINT]
 PROPERTY = settings(
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
 )
@@ -146,6 +146,10 @@ def test_equals_the_scoring_server(kind: str, echo_models: dict[str, ServedModel
         ("a tensor", {"inputs": [[1.0, 2.0, 3.0]]}),
         ("named tensors", {"inputs": {"a": [[1.0, 2.0]], "b": [1]}}),
         ("a type hint", {"inputs": ["a"], "params": {"top_k": 3}}),
+        ("one string over a hint", {"inputs": ["a", "b"], "params": {"top_k": 3}}),
+        ("one string over a hint", {"instances": ["a"]}),
+        ("one string over a hint", {"dataframe_split": {"data": [["a"]]}}),
+        ("one named string over a hint", {"dataframe_records": [{"query": "a"}]}),
     ],
 )
 def test_plain_input_takes_the_fast_path(kind: str, body: dict[str, Any], echo_models: dict[str, ServedModel]) -> None:
