@@ -52,6 +52,8 @@ RESTART_UNHEALTHY_SCRIPT = f"""\
 # restart-unhealthy: systemd sees whether a container runs, Docker whether it is healthy; this joins the two.
 restart() {{
     while read -r unit; do
+        # One that is starting or stopping is in systemd's hands already.
+        systemctl is-active --quiet "$unit" || continue
         echo "$unit is unhealthy: restarting it"
         systemctl restart --no-block "$unit"
     done
@@ -78,6 +80,7 @@ Description=MLOps appliance: restart what is unhealthy
 PartOf={TARGET}
 Requires=docker.service
 After=docker.service
+StartLimitIntervalSec=0
 
 [Service]
 ExecStart={RESTART_UNHEALTHY}
