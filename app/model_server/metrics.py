@@ -5,12 +5,15 @@ Import this module before anything else creates a metric: it decides how metrics
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     # The first process, the supervisor, makes the directory; those it starts inherit the variable.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="model-server-metrics-")
+    atexit.register(shutil.rmtree, os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.multiprocess import MultiProcessCollector

@@ -135,8 +135,9 @@ class Host:
     def write(self, absolute: str, content: str, mode: int) -> None:
         """Replace a file whole, so that nobody ever reads half of it or reads a secret too early."""
         path = self.path(absolute)
-        # Beside a secret nobody else has business.
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if mode == 0o600 else 0o755)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if mode == 0o600:
+            path.parent.chmod(0o700)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as stream:

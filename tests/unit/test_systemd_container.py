@@ -224,6 +224,7 @@ class TestSecrets:
     def test_secrets_lie_in_files_that_only_root_reads(self, machine: Machine) -> None:
         service(machine, secrets=(Secret("web_key", "/run/secrets/key", "hush"),)).apply()
         assert machine.host.mode("/etc/mlops/secrets/web_key") == 0o600
+        assert machine.host.mode("/etc/mlops/secrets") == 0o700
         assert machine.host.mode("/var/lib/mlops/web.json") == 0o600, "the copy for undo is a secret too"
 
     def test_a_changed_secret_restarts_the_service_and_is_never_shown(self, machine: Machine) -> None:
