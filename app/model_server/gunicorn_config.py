@@ -10,7 +10,7 @@ from model_server import generation, logs
 from model_server.settings import Settings
 
 if TYPE_CHECKING:
-    from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
+    from gunicorn.workers.base import Worker
 
 _settings = Settings.from_environment()
 _logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING, Any
 
-from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
+from gunicorn.workers.gthread import ThreadWorker
 
 if TYPE_CHECKING:
     from gunicorn.workers.gthread import TConn
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _LINGER_MILLISECONDS = 500
 
 
-class LingeringThreadWorker(ThreadWorker):  # type: ignore[misc]
+class LingeringThreadWorker(ThreadWorker):
     """Keeps a connection on its thread for a moment after an answer.
 
     Gunicorn hands every kept-alive connection back to its main thread, which hands it to a thread again when the
@@ -29,7 +29,9 @@ class LingeringThreadWorker(ThreadWorker):  # type: ignore[misc]
             # that is to stop waits too: the client was told to keep the connection, and may be sending already.
             if keep is not True or self.nr_conns > self.cfg.threads // 2:
                 return keep
-            if not conn.parser.unreader.buf.getvalue() and not _readable(conn.sock):
+            # What a plain HTTP parser has read ahead; the type allows for other protocols.
+            parser: Any = conn.parser
+            if not parser.unreader.buf.getvalue() and not _readable(conn.sock):
                 return keep
 
 
