@@ -197,6 +197,8 @@ class RegisteredModel:
         """Log ``models/<model>.py``, register it and make it the champion; return its version."""
         client = mlflow.MlflowClient(self.uri)
         mlflow.set_tracking_uri(self.uri)
+        # MLflow remembers the experiment of whatever ran before in this process, on another server.
+        mlflow.set_experiment(self.name)
         with mlflow.start_run():
             info = mlflow.pyfunc.log_model(
                 name="model",
