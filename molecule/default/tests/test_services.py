@@ -33,9 +33,9 @@ class TestConfinement:
 
     def test_no_process_is_root(self, host: Host) -> None:
         for service in containers(host):
-            users = host.check_output(f"docker top mlops-{service} -eo uid,comm").splitlines()[1:]
+            users = host.check_output(f"docker top mlops-{service} -eo pid,uid,comm").splitlines()[1:]
             assert users, f"{service} has processes"
-            assert all(line.split()[0] == "10001" for line in users), f"{service}: {users}"
+            assert all(line.split()[1] == "10001" for line in users), f"{service}: {users}"
 
     def test_no_capability_is_kept(self, host: Host) -> None:
         for service, document in containers(host).items():
