@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -65,6 +66,16 @@ def log_corpus(corpus: Corpus, root: Path, context: str) -> None:
         mlflow.log_text("\n".join(lines) + "\n", f"{prefix}_skipped_files.txt")
 
 
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    # MLflow runs the model to check its example: what Python caches beside it has a time stamp, and would be logged.
+    former, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = former
+
+
 def log_model(
     code: str,
     artifacts: dict[str, str],
@@ -84,14 +95,15 @@ def log_model(
     Returns:
         The model's URI.
     """
-    info = mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(_PACKAGE / code),
-        artifacts=artifacts | {"searcher": str(_PACKAGE / "searcher.py")},
-        pip_requirements=[f"numpy=={np.__version__}"],
-        input_example=example,
-        metadata=metadata,
-    )
+    with _no_bytecode():
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(_PACKAGE / code),
+            artifacts=artifacts | {"searcher": str(_PACKAGE / "searcher.py")},
+            pip_requirements=[f"numpy=={np.__version__}"],
+            input_example=example,
+            metadata=metadata,
+        )
     # The type hint ``list[str]`` saves the model a data frame, but MLflow then infers a signature from it that knows
     # neither outputs nor params, and refuses all JSON shapes but one. The full signature is put in its place.
     set_signature(info.model_uri, signature)
