@@ -166,3 +166,19 @@ class TestRoles:
         assert services <= tags.keys(), "every service of a profile has a role in site.yml"
         for profile, members in profiles.items():
             assert set(members) == {role for role, names in tags.items() if profile in names}, f"profile {profile}"
+
+    def test_the_training_container_is_confined_like_the_services(self) -> None:
+        # It runs once and is gone, so a test on the host could not look at it.
+        tasks = yaml.safe_load((ROLES / "training" / "tasks" / "main.yml").read_text())
+        (options,) = (
+            task["community.docker.docker_container"] for task in tasks if "community.docker.docker_container" in task
+        )
+        assert options["user"] == "10001:10001"
+        assert options["cap_drop"] == ["ALL"]
+        assert options["security_opts"] == ["no-new-privileges"]
+        assert options["read_only"] is True
+        assert options["memory"] == options["memory_swap"]
+        assert options["cpus"]
+        assert options["pids_limit"] <= 512
+        assert all("size=" in place for place in options["tmpfs"])
+        assert not {"capabilities", "privileged"} & options.keys()
