@@ -17,7 +17,7 @@ PIP_SYNC = UV_SYSTEM_CERTS=1 uv pip sync --quiet --python .venv --require-hashes
 PIP_COMPILE = UV_NO_CONFIG=1 uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
-.PHONY: help demo demo-down site dev serve train full test lint unit molecule bench-provision setup setup-dev lock clean
+.PHONY: help demo demo-down site dev serve train full test lint unit molecule bench-provision bench-serving setup setup-dev lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / { printf "%-22s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,9 @@ molecule: setup-dev  ## Run the tests on a host of their own
 
 bench-provision: setup  ## Measure clone to served prediction, and the second run
 	.ci/bench-provision
+
+bench-serving: setup-dev  ## Measure the model server beside MLflow's and MLServer
+	.ci/bench-serving
 
 setup: .venv/.setup  ## Make .venv with what the playbooks need
 
