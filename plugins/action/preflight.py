@@ -211,6 +211,7 @@ class ActionModule(ActionBase):
         if not result.get("failed"):
             result["ansible_facts"] = {
                 "mlops_services": services,
+                "mlops_services_present": result.pop("services_present"),
                 "mlops_engine_present": result.pop("engine_present"),
             }
         return result

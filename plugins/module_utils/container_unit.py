@@ -165,6 +165,7 @@ class ContainerSpec:
     volumes: tuple[str, ...] = ()
     tmpfs: dict[str, str] = field(default_factory=dict)
     networks: tuple[str, ...] = (PREFIX,)
+    aliases: tuple[str, ...] = ()
     publish: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     user: str = "10001:10001"
@@ -216,6 +217,7 @@ class ContainerSpec:
             volumes=tuple(params["volumes"]),
             tmpfs={path: str(size) for path, size in params["tmpfs"].items()},
             networks=tuple(params["networks"]),
+            aliases=tuple(params["aliases"]),
             publish=tuple(params["publish"]),
             after=tuple(params["after"]),
             user=params["user"],
@@ -247,6 +249,8 @@ def validate(spec: ContainerSpec) -> None:
     validate_name(spec.name)
     _require(spec.image and not re.search(r"\s", spec.image), "image", spec.image, "give a reference such as name:tag")
     _require("\n" not in spec.description, "description", spec.description, "keep it on one line")
+    for alias in spec.aliases:
+        _require(_NAME.fullmatch(alias), "aliases", alias, "use lower-case letters, digits and underscores")
     _require(spec.networks, "networks", list(spec.networks), "name at least one network")
     _require(_USER.fullmatch(spec.user), "user", spec.user, "give numeric ids, such as 10001:10001")
     _require(
@@ -335,7 +339,7 @@ def create_command(spec: ContainerSpec, fingerprint: str) -> list[str]:
         f"--label={FINGERPRINT_LABEL}={fingerprint}",
         "--pull=never",
         *run_options(spec, spec.config_dir, spec.runtime_dir),
-        f"--network-alias={spec.name}",
+        *(f"--network-alias={alias}" for alias in (spec.name, *spec.aliases)),
         *(f"--publish={port}" for port in spec.publish),
         f"--health-cmd={spec.health.command}",
         f"--health-interval={spec.health.interval}s",
@@ -377,7 +381,12 @@ def render_unit(spec: ContainerSpec, fingerprint: str) -> str:
     ]
     start.append("ExecStartPre=" + command(*create_command(spec, fingerprint)))
     start += [
-        "ExecStartPre=" + command(DOCKER, "network", "connect", f"--alias={spec.name}", network, spec.container)
+        "ExecStartPre="
+        + command(
+            *(DOCKER, "network", "connect"),
+            *(f"--alias={alias}" for alias in (spec.name, *spec.aliases)),
+            *(network, spec.container),
+        )
         for network in spec.networks[1:]
     ]
     lines = [

@@ -33,6 +33,11 @@ author: [The mlops-appliance authors]
 """
 
 RETURN = r"""
+services_present:
+  description: Services that have a unit on the host.
+  returned: success
+  type: list
+  elements: str
 engine_present:
   description: Whether a container engine answers on the host.
   returned: success
@@ -132,9 +137,10 @@ def main() -> None:
         for setting, port in module.params["ports"].items()
         if int(port) in taken
     ]
+    units = (path.stem.removeprefix("mlops-") for path in Path("/etc/systemd/system").glob("mlops-*.service"))
     if complaints:
         module.fail_json(msg="Nothing was changed. " + "\n".join(complaints))
-    module.exit_json(changed=False, engine_present=engine_present)
+    module.exit_json(changed=False, engine_present=engine_present, services_present=sorted(units))
 
 
 if __name__ == "__main__":

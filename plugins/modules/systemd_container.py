@@ -76,6 +76,11 @@ options:
     type: list
     elements: str
     default: [mlops]
+  aliases:
+    description: Names beside its own that lead to it in these networks, such as the one that replicas share.
+    type: list
+    elements: str
+    default: []
   publish:
     description: Published ports, as C(address:port:container_port).
     type: list
@@ -209,6 +214,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "volumes": {"type": "list", "elements": "str", "default": []},
     "tmpfs": {"type": "dict", "default": {"/tmp": "64m"}},
     "networks": {"type": "list", "elements": "str", "default": ["mlops"]},
+    "aliases": {"type": "list", "elements": "str", "default": []},
     "publish": {"type": "list", "elements": "str", "default": []},
     "after": {"type": "list", "elements": "str", "default": []},
     "user": {"type": "str", "default": "10001:10001"},
