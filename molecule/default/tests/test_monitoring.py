@@ -79,7 +79,7 @@ class TestPrometheus:
         assert result.rc == 0, result.stdout + result.stderr
 
     def test_retention_is_limited_by_time_and_size(self, prometheus_url: str) -> None:
-        assert api(prometheus_url, "status/runtimeinfo")["storageRetention"] == "30d or 4GB"
+        assert api(prometheus_url, "status/runtimeinfo")["storageRetention"] == "30d or 4GiB"
 
     def test_it_can_neither_be_changed_nor_stopped_through_its_api(self, prometheus_url: str) -> None:
         for path in ("/-/reload", "/-/quit"):
@@ -161,7 +161,7 @@ http.server.HTTPServer(("", 9000), Handler).serve_forever()
 
 
 class TestAlert:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def receiver(self, host: Host) -> Iterator[str]:
         """A container that takes what Alertmanager sends to a webhook."""
         image = containers(host)["mlflow"]["Config"]["Image"]
