@@ -177,7 +177,8 @@ class TestAlert:
         self, host: Host, prometheus_url: str, receiver: str
     ) -> None:
         def received(status: str) -> bool:
-            messages = [json.loads(line) for line in host.check_output(f"docker logs {receiver}").splitlines()]
+            lines = host.check_output(f"docker logs {receiver}").split("\n")
+            messages = [json.loads(line) for line in lines if line.strip()]
             return any(
                 alert["labels"]["alertname"] == "ServiceDown"
                 and alert["labels"]["job"] == "nginx"
