@@ -6,17 +6,18 @@ import base64
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 import requests
-from conftest import ROOT, container_ids, containers, healthy_services, wait_until
+from conftest import ROOT, PlaybookRun, container_ids, containers, healthy_services, wait_until
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from testinfra.host import Host
 
+Site = Callable[..., PlaybookRun]
 JOBS = {"prometheus", "node", "mlflow", "serving", "nginx", "alertmanager"}
 RULES = ROOT / "roles" / "prometheus" / "files" / "rules"
 METRICS = "/var/lib/mlops/metrics"
@@ -122,6 +123,35 @@ class TestNodeExporter:
             "curl --unix-socket /host/run/docker.sock http://docker/info",
         ):
             assert host.run(f"docker exec mlops-node_exporter {command}").rc != 0, command
+
+
+class TestConfiguration:
+    def test_a_change_restarts_prometheus_alone(self, host: Host, site: Site) -> None:
+        before = container_ids(host)
+        assert site("--tags", "monitoring", "--extra-vars", "prometheus_scrape_interval=6s").changed == 1
+        after = container_ids(host)
+        assert {service for service in after if after[service] != before[service]} == {"prometheus"}
+        assert site("--tags", "monitoring").changed == 1, "back to the inventory's value"
+
+    def test_a_rule_that_promtool_refuses_is_never_applied(self, host: Host, failing_site: Site) -> None:
+        before = container_ids(host)
+        groups = [{"name": "broken", "rules": [{"record": "broken", "expr": "sum("}]}]
+        result = failing_site("--tags", "monitoring", "--extra-vars", json.dumps({"prometheus_rule_groups": groups}))
+        assert "refuses the new configuration" in result.output
+        assert container_ids(host) == before
+
+    def test_receivers_that_amtool_refuses_are_never_applied_nor_shown(self, host: Host, failing_site: Site) -> None:
+        before = container_ids(host)
+        config = {
+            "route": {"receiver": "misspelt"},
+            "receivers": [{"name": "chat", "webhook_configs": [{"url": "http://chat.example/hunter2"}]}],
+        }
+        arguments = ["--tags", "monitoring", "--diff", "--extra-vars", json.dumps({"alertmanager_config": config})]
+        result = failing_site(*arguments)
+        assert "refuses the new configuration" in result.output
+        assert "misspelt" in result.output
+        assert "hunter2" not in result.output
+        assert container_ids(host) == before
 
 
 class TestReach:
