@@ -365,7 +365,8 @@ class Service:
             options = run_options(spec, config_dir=directory, secrets_dir=directory)
             result = self.host.run([DOCKER, "run", "--rm", "--pull=never", *options, spec.image, *self.validate])
         if result.rc != 0:
-            said = (result.err or result.out).strip().replace(directory, spec.config_dir)
+            # Some programs give the reason on one and the verdict on the other.
+            said = "\n".join([result.out, result.err]).strip().replace(directory, spec.config_dir)
             raise ServiceError(f"{spec.unit}: `{' '.join(self.validate)}` refuses the new configuration: {said}")
 
     def _provide_shared(self, former: Files, wanted: Files, idle: Sequence[str]) -> None:
