@@ -178,7 +178,7 @@ def migrate() -> str:
     revision = mlflow_db._get_latest_schema_revision()
     source_engine = sa.create_engine(f"sqlite:///{COPY}")
     password = PASSWORD.read_text(encoding="utf-8").strip()
-    url = URL.create("postgresql", "mlflow", password, "postgres", database="mlflow")
+    url = URL.create("postgresql+psycopg2", "mlflow", password, "postgres", database="mlflow")
     target_engine = sa.create_engine(url)
     bring_to_schema(source_engine, revision)
     bring_to_schema(target_engine, revision)
