@@ -151,7 +151,9 @@ def wrong_store(store: Mapping[str, str], groups: Iterable[str]) -> list[str]:
     uri = urlsplit(store["wanted"])
     if uri.scheme or store["wanted"] not in EMBEDDED_STORES:
         if uri.scheme not in {"postgresql", "postgresql+psycopg2"}:
-            complaints.append("mlflow_backend_store_uri: give the URI of a PostgreSQL, postgresql://user@host/database.")
+            complaints.append(
+                "mlflow_backend_store_uri: give the URI of a PostgreSQL, postgresql://user@host/database."
+            )
         if uri.password is not None:
             complaints.append(
                 "mlflow_backend_store_uri: it holds a password, which command lines would show: "

@@ -28,7 +28,7 @@ options:
     type: dict
     default: {}
   store:
-    description: Where MLflow's data is to be, and what to do when it is elsewhere now; empty when the run has no MLflow.
+    description: Where MLflow's data are to be, and what to do when they are elsewhere; empty when no MLflow runs.
     type: dict
     default: {}
 attributes:
@@ -146,8 +146,8 @@ def refused_store(present: str, wanted: str, change: str) -> list[str]:
     if (present, wanted) == ("sqlite", "postgres"):
         ways.insert(0, "To take them along: ansible-playbook playbooks/migrate_to_postgres.yml.")
     return [
-        f"mlflow_store_change: the runs and models of this host are in {here}, and the inventory now says {there}, "
-        f"where MLflow would begin with nothing. {' '.join(ways)}"
+        f"mlflow_store_change: the runs and models of this host are in {here}, and the inventory now says {there}: "
+        + " ".join(["MLflow would begin with nothing.", *ways])
     ]
 
 

@@ -78,11 +78,7 @@ def rows_of(connection: Connection, table: sa.Table) -> Iterator[tuple[Any, ...]
     for row in connection.execute(query):
         yield tuple(
             # SQLite keeps a JSON text that is a number as a number; psycopg2 returns bytes as a view of them.
-            bytes(value)
-            if isinstance(value, memoryview)
-            else str(value)
-            if text and value is not None
-            else value
+            bytes(value) if isinstance(value, memoryview) else str(value) if text and value is not None else value
             for value, text in zip(row, texts, strict=True)
         )
 
@@ -161,7 +157,7 @@ def set_sequences(connection: Connection, tables: list[sa.Table]) -> int:
             # Experiment 0 is MLflow's own: sequences begin at 1.
             next_one = max(largest or 0, 0) + 1
             connection.execute(sa.text("SELECT setval(:name, :next, false)"), {"name": sequence, "next": next_one})
-            (value,) = connection.execute(sa.text(f"SELECT last_value FROM {sequence}")).one()
+            (value,) = connection.execute(sa.select(sa.column("last_value")).select_from(sa.text(sequence))).one()
             if value != next_one:
                 raise MigrationError(f"sequence {sequence} stands at {value} instead of {next_one}")
             sequences += 1
