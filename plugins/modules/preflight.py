@@ -146,8 +146,8 @@ def refused_store(present: str, wanted: str, change: str) -> list[str]:
     if (present, wanted) == ("sqlite", "postgres"):
         ways.insert(0, "To take them along: ansible-playbook playbooks/migrate_to_postgres.yml.")
     return [
-        f"mlflow_store_change: the runs and models of this host are in {here}, and the inventory now says {there}: "
-        + " ".join(["MLflow would begin with nothing.", *ways])
+        f"mlflow_store_change: the runs and models of this host are in {here}, and the inventory now says {there}, "
+        + " ".join(["where MLflow would begin with nothing.", *ways])
     ]
 
 

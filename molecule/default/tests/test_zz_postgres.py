@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,8 @@ from testinfra.host import Host
 
 RUNS = 200
 MODELS = 20
+EXPORTER = "http://postgres_exporter:9187/metrics"
+STORE = "/var/lib/mlops/mlflow-store"
 SQLITE = "/var/lib/docker/volumes/mlops_mlflow_data/_data/mlflow.db"
 MIGRATE = "playbooks/migrate_to_postgres.yml"
 
@@ -125,9 +129,18 @@ class TestMigration:
         before = container_ids(host)
         result = playbooks.run("site.yml")
         assert result.status != 0
-        assert "Nothing was changed. mlflow_store_change: the runs and models of this host are in SQLite" in result.output
+        assert "Nothing was changed. mlflow_store_change" in result.output
+        assert "are in SQLite, and the inventory now says the appliance's PostgreSQL" in result.output
         assert "playbooks/migrate_to_postgres.yml" in result.output
         assert container_ids(host) == before
+
+    def test_a_migration_that_fails_leaves_mlflow_on_sqlite(self, host: Host, playbooks: Playbooks) -> None:
+        # Too little memory for the copy: the kernel kills it.
+        result = playbooks.run(MIGRATE, "--tags", "postgres", "--extra-vars", "mlflow_memory=40m")
+        assert result.status != 0
+        assert "The migration to PostgreSQL failed, and MLflow runs on SQLite as before." in result.output
+        assert host.file(STORE).content_string.strip() == "sqlite"
+        assert {"mlflow", "postgres"} <= healthy_services(host)
 
     def test_all_is_equal_after_the_migration(
         self, host: Host, playbooks: Playbooks, mlflow_url: str, tmp_path: Path
@@ -149,7 +162,14 @@ class TestMigration:
         assert host.file(SQLITE).exists, "the old database is kept"
         print(f"the migration took {result.seconds:.0f} s")
 
-    def test_sequences_go_on_where_they_were(self, mlflow_url: str, tmp_path: Path) -> None:
+    def test_a_migration_that_was_cut_off_before_its_end_is_done_again(self, host: Host, playbooks: Playbooks) -> None:
+        # All is copied, and the host does not know it yet.
+        host.check_output(f"echo sqlite >{STORE}")
+        result = playbooks.ok(MIGRATE, "--tags", "postgres")
+        assert "Equal in both databases:" in result.output
+        assert host.file(STORE).content_string.strip() == "postgres"
+
+    def test_sequences_go_on_where_they_were(self, mlflow_url: str) -> None:
         client = MlflowClient(mlflow_url)
         known = {one.experiment_id for one in client.search_experiments(view_type=ViewType.ALL, max_results=1000)}
         assert client.create_experiment("after-the-migration") not in known
@@ -163,6 +183,18 @@ class TestMigration:
         before = container_ids(host)
         assert playbooks.ok("site.yml").changed == 0
         assert container_ids(host) == before
+
+    def test_data_that_postgresql_has_of_its_own_are_never_replaced(self, host: Host, playbooks: Playbooks) -> None:
+        count = psql(host, "SELECT count(*) FROM experiments")
+        host.check_output(f"echo sqlite >{STORE}")
+        try:
+            result = playbooks.run(MIGRATE, "--tags", "postgres")
+        finally:
+            host.check_output(f"echo postgres >{STORE}")
+        assert result.status != 0
+        assert "PostgreSQL already holds data of its own" in result.output
+        assert psql(host, "SELECT count(*) FROM experiments") == count
+        wait_until(lambda: "mlflow" in healthy_services(host), 60, "MLflow runs as before")
 
     def test_the_way_back_is_refused_too(self, host: Host) -> None:
         before = container_ids(host)
@@ -197,7 +229,7 @@ class TestDatabase:
     def test_data_are_safe_and_passwords_hashed(self, host: Host) -> None:
         assert psql(host, "SHOW data_checksums") == "on"
         assert psql(host, "SHOW fsync") == "on"
-        assert psql(host, "SELECT count(*) FROM pg_authid WHERE rolcanlogin AND rolpassword LIKE 'SCRAM-SHA-256%'") == "2"
+        assert psql(host, "SELECT count(*) FROM pg_authid WHERE rolpassword LIKE 'SCRAM-SHA-256%'") == "2"
         # Of the memory limit, 512m.
         assert psql(host, "SHOW shared_buffers") == "128MB"
 
@@ -248,6 +280,23 @@ class TestDatabase:
             wait_until(lambda: host.run(ready).rc == 0, 60, "the second start made it whole")
         finally:
             host.run("docker rm --force mlops-test-postgres; docker volume rm --force mlops-test-postgres")
+
+
+def test_the_exporter_reads_statistics_and_nothing_else(
+    host: Host, playbooks: Playbooks, settings: dict[str, Any]
+) -> None:
+    members = {"hosts": {settings["local_host_name"]: {}}}
+    playbooks.inventory.write_text(json.dumps({"postgres": members, "monitoring": members}))
+    playbooks.ok("site.yml", "--tags", "monitoring")
+    code = f"import urllib.request as u; print(u.urlopen('{EXPORTER}').read().decode())"
+    metrics = host.check_output(f'docker exec mlops-mlflow python -c "{code}"').splitlines()
+    assert "pg_up 1" in metrics
+    failed = [line for line in metrics if line.startswith("pg_scrape_collector_success") and line.endswith(" 0")]
+    assert failed == []
+    for name in ("pg_database_size_bytes", "pg_stat_database_xact_commit", "pg_stat_activity_count", "pg_settings_max"):
+        assert any(line.startswith(name) for line in metrics), name
+    assert psql(host, "SELECT has_table_privilege('exporter', 'runs', 'SELECT')") == "f"
+    assert psql(host, "SELECT rolsuper OR rolcreatedb OR rolcreaterole FROM pg_roles WHERE rolname = 'exporter'") == "f"
 
 
 @dataclass
@@ -324,3 +373,65 @@ def test_no_acknowledged_run_is_lost_when_the_database_is_killed(host: Host, mlf
     assert lost == []
     assert runs > 20
     assert container_ids(host)["mlflow"] == mlflow_container, "MLflow needed no restart"
+
+
+@pytest.fixture
+def outside(host: Host) -> Iterator[dict[str, str]]:
+    """A PostgreSQL and an object store that are not the appliance's; the settings that lead there."""
+    password = "a:b\\c'd %s/@e"
+    images = {service: document["Image"] for service, document in containers(host).items()}
+    place = "/run/mlops-test-secrets"
+    host.check_output(f"install --directory --owner=10001 --mode=0700 {place}")
+    for name in ("postgres_password", "postgres_exporter_password"):
+        host.check_output(f"printf %s {shlex.quote(password)} >{place}/{name} && chown 10001 {place}/{name}")
+    run = "docker run --detach --rm --network=mlops --user=10001:10001 --tmpfs=/tmp"
+    host.check_output(
+        f"{run} --name=mlops-test-database --volume=/etc/mlops/postgres:/etc/postgresql:ro "
+        f"--volume={place}:/run/secrets:ro {images['postgres']} sh /etc/postgresql/start"
+    )
+    store = (Path(__file__).parent / "object_store.py").read_text()
+    host.check_output(f"{run} --name=mlops-test-store {images['mlflow']} python -c {shlex.quote(store)}")
+    wait_until(
+        lambda: host.run("docker exec mlops-test-database pg_isready --host=127.0.0.1").rc == 0, 60, "it is ready"
+    )
+    yield {
+        "mlflow_store_change": "abandon",
+        "mlflow_backend_store_uri": "postgresql://mlflow@mlops-test-database/mlflow",
+        "mlflow_backend_store_password": password,
+        "mlflow_artifacts_destination": "s3://bucket/artifacts",
+        "mlflow_artifacts_credentials": (
+            "[default]\naws_access_key_id = test-key\naws_secret_access_key = test-secret-value\n"
+            "region = eu-central-1\nendpoint_url = http://mlops-test-store:9000\n"
+        ),
+    }
+    host.run(f"docker rm --force --volumes mlops-test-database mlops-test-store; rm -r {place}")
+
+
+def test_a_database_and_an_object_store_of_ones_own(
+    host: Host, playbooks: Playbooks, outside: dict[str, str], mlflow_url: str, tmp_path: Path
+) -> None:
+    client = MlflowClient(mlflow_url)
+    before = {one.name for one in client.search_experiments()}
+    file = tmp_path / "weights.bin"
+    file.write_bytes(bytes(range(256)) * 1000)
+    try:
+        # The host outside group postgres: one cannot have both.
+        result = run_playbook("site.yml", "--tags", "serve", "--diff", "--extra-vars", json.dumps(outside))
+        assert result.status == 0, result.output
+        inspected = host.check_output("docker inspect mlops-mlflow; systemctl cat mlops-mlflow")
+        for name in ("mlflow_backend_store_password", "mlflow_artifacts_credentials"):
+            secret = outside[name].splitlines()[-3 if "credentials" in name else 0].rpartition(" = ")[2]
+            assert secret not in result.output, name
+            assert secret not in inspected, name
+        assert [one.name for one in client.search_experiments()] == ["Default"]
+        run_id = client.create_run("0").info.run_id
+        client.log_artifact(run_id, str(file))
+        assert [found.path for found in client.list_artifacts(run_id)] == ["weights.bin"]
+        (tmp_path / "back").mkdir()
+        back = Path(client.download_artifacts(run_id, "weights.bin", str(tmp_path / "back")))
+        assert back.read_bytes() == file.read_bytes()
+        kept = host.check_output(f"find /var/lib/docker/volumes/mlops_mlflow_artifacts -path '*{run_id}*'")
+        assert kept == "", "the artifact is in the object store"
+    finally:
+        playbooks.ok("site.yml", "--tags", "postgres", "--extra-vars", "mlflow_store_change=abandon")
+    assert {one.name for one in client.search_experiments()} == before
