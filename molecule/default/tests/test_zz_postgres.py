@@ -169,10 +169,12 @@ class TestMigration:
         assert "Equal in both databases:" in result.output
         assert host.file(STORE).content_string.strip() == "postgres"
 
-    def test_sequences_go_on_where_they_were(self, mlflow_url: str) -> None:
+    def test_sequences_go_on_where_they_were(self, host: Host, mlflow_url: str) -> None:
         client = MlflowClient(mlflow_url)
         known = {one.experiment_id for one in client.search_experiments(view_type=ViewType.ALL, max_results=1000)}
-        assert client.create_experiment("after-the-migration") not in known
+        created = client.create_experiment("after-the-migration")
+        assert created not in known
+        assert psql(host, f"SELECT name FROM experiments WHERE experiment_id = {created}") == "after-the-migration"
 
     def test_it_is_done_once(self, host: Host, playbooks: Playbooks) -> None:
         before = container_ids(host)
@@ -185,7 +187,8 @@ class TestMigration:
         assert container_ids(host) == before
 
     def test_data_that_postgresql_has_of_its_own_are_never_replaced(self, host: Host, playbooks: Playbooks) -> None:
-        count = psql(host, "SELECT count(*) FROM experiments")
+        count = psql(host, "SELECT count(*) FROM experiments WHERE name = 'after-the-migration'")
+        assert count == "1"
         host.check_output(f"echo sqlite >{STORE}")
         try:
             result = playbooks.run(MIGRATE, "--tags", "postgres")
@@ -193,7 +196,7 @@ class TestMigration:
             host.check_output(f"echo postgres >{STORE}")
         assert result.status != 0
         assert "PostgreSQL already holds data of its own" in result.output
-        assert psql(host, "SELECT count(*) FROM experiments") == count
+        assert psql(host, "SELECT count(*) FROM experiments WHERE name = 'after-the-migration'") == count
         wait_until(lambda: "mlflow" in healthy_services(host), 60, "MLflow runs as before")
 
     def test_the_way_back_is_refused_too(self, host: Host) -> None:
