@@ -255,8 +255,16 @@ class TestDatabase:
         assert 'unrecognized configuration parameter "max_wal_sise"' in result.output.replace('\\"', '"')
         assert container_ids(host) == before
 
+    def test_its_port_is_published_when_asked_and_on_loopback_only(self, host: Host, playbooks: Playbooks) -> None:
+        playbooks.ok("site.yml", "--tags", "postgres", "--extra-vars", "postgres_port=15432")
+        listening = host.check_output("ss --listening --tcp --numeric --no-header 'sport = :15432'").split()
+        assert "127.0.0.1:15432" in listening
+        image = containers(host)["postgres"]["Image"]
+        host.check_output(f"docker run --rm --network=host {image} pg_isready --host=127.0.0.1 --port=15432")
+        # Back to the inventory; both changes restarted it.
+        playbooks.ok("site.yml", "--tags", "postgres")
+
     def test_it_stops_cleanly(self, host: Host) -> None:
-        host.check_output("systemctl restart mlops-postgres")
         log = host.check_output("journalctl --unit=mlops-postgres --output=cat --lines=60 --no-pager")
         assert "received fast shutdown request" in log
         assert "not properly shut down" not in log.rpartition("received fast shutdown request")[2]
