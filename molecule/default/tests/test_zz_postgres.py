@@ -361,7 +361,7 @@ def test_no_acknowledged_run_is_lost_when_the_database_is_killed(host: Host, mlf
             host.check_output("kill -9 $(docker inspect --format '{{.State.Pid}}' mlops-postgres)")
             seconds = wait_until(
                 lambda before=before: (
-                    "postgres" in healthy_services(host) and container_ids(host)["postgres"] != before
+                    "postgres" in healthy_services(host) and container_ids(host).get("postgres") != before
                 ),
                 60,
                 "PostgreSQL is healthy again",
