@@ -347,7 +347,7 @@ def log_runs(url: str, experiment: str, stop: threading.Event, said: Acknowledge
 
 def test_no_acknowledged_run_is_lost_when_the_database_is_killed(host: Host, mlflow_url: str) -> None:
     client = MlflowClient(mlflow_url)
-    experiment = client.create_experiment("killed")
+    experiment = client.create_experiment(f"killed-{time.time():.0f}")
     mlflow_container = container_ids(host)["mlflow"]
     stop = threading.Event()
     clients = [Acknowledged() for _ in range(4)]
@@ -419,8 +419,15 @@ def outside(host: Host) -> Iterator[dict[str, str]]:
 
 
 def test_a_database_and_an_object_store_of_ones_own(
-    host: Host, playbooks: Playbooks, outside: dict[str, str], mlflow_url: str, tmp_path: Path
+    host: Host,
+    playbooks: Playbooks,
+    outside: dict[str, str],
+    mlflow_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # A client fetches from the object store itself otherwise, and this one cannot reach it.
+    monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
     client = MlflowClient(mlflow_url)
     before = {one.name for one in client.search_experiments()}
     file = tmp_path / "weights.bin"
