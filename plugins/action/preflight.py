@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from ansible.errors import AnsibleActionFail, AnsibleUndefinedVariable
@@ -16,6 +17,8 @@ from ansible.plugins.action import ActionBase
 # Tags that Ansible itself gives a meaning.
 ANSIBLE_TAGS = frozenset({"all", "always", "never", "tagged", "untagged"})
 APPLIANCE_GROUP = "mlops"
+EMBEDDED_STORES = frozenset({"sqlite", "postgres"})
+LOCAL_ARTIFACTS = "/var/lib/mlflow/artifacts"
 
 # The options of one role, as its meta/argument_specs.yml has them.
 Options = dict[str, Any]
@@ -137,6 +140,39 @@ def _missing_files(name: str, value: Any) -> list[str]:
     ]
 
 
+def wrong_store(store: Mapping[str, str], groups: Iterable[str]) -> list[str]:
+    """Complaints about a database or an object store that MLflow cannot use.
+
+    Args:
+        store: the argument ``store`` of the task.
+        groups: groups of the host.
+    """
+    complaints = []
+    uri = urlsplit(store["wanted"])
+    if uri.scheme or store["wanted"] not in EMBEDDED_STORES:
+        if uri.scheme not in {"postgresql", "postgresql+psycopg2"}:
+            complaints.append(
+                "mlflow_backend_store_uri: give the URI of a PostgreSQL, postgresql://user@host/database."
+            )
+        if uri.password is not None:
+            complaints.append(
+                "mlflow_backend_store_uri: it holds a password, which command lines would show: "
+                "move the password to mlflow_backend_store_password."
+            )
+        if "postgres" in set(groups):
+            complaints.append(
+                "mlflow_backend_store_uri: this host is in group 'postgres' and would have two databases: "
+                "take it out of the group, or remove the setting."
+            )
+    artifacts = store["artifacts"]
+    if artifacts != LOCAL_ARTIFACTS and not urlsplit(artifacts).scheme:
+        complaints.append(
+            f"mlflow_artifacts_destination: {artifacts!r} is no place that outlives the container: "
+            f"give the URI of an object store, such as s3://bucket/path, or {LOCAL_ARTIFACTS}, MLflow's volume."
+        )
+    return complaints
+
+
 def port_clashes(ports: Mapping[str, int]) -> list[str]:
     """Complaints about settings that claim the same port.
 
@@ -170,6 +206,8 @@ class ActionModule(ActionBase):
         ports: published ports, as ``{service: {setting: port}}``.
         facts: names of variables that the appliance sets itself.
         disk_free_mb: free space, in MB, that the host must have; by path.
+        store: ``wanted``, where MLflow's data are to be; ``change``, what to do when they are elsewhere now;
+            ``artifacts``, where its files are to be.
     """
 
     _supports_check_mode = True
@@ -192,6 +230,7 @@ class ActionModule(ActionBase):
             *missing_groups(tags, task_vars["groups"], arguments["profile_groups"]),
             *unknown_settings(task_vars, specs, arguments["facts"]),
             *wrong_values(values, specs),
+            *wrong_store(arguments["store"], task_vars["group_names"]),
         ]
         _refuse(complaints)
 
@@ -205,7 +244,11 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         result |= self._execute_module(
             module_name="preflight",
-            module_args={"ports": ports, "disk_free_mb": arguments["disk_free_mb"]},
+            module_args={
+                "ports": ports,
+                "disk_free_mb": arguments["disk_free_mb"],
+                "store": arguments["store"] if "mlflow" in services else {},
+            },
             task_vars=task_vars,
         )
         if not result.get("failed"):
@@ -213,6 +256,7 @@ class ActionModule(ActionBase):
                 "mlops_services": services,
                 "mlops_services_present": result.pop("services_present"),
                 "mlops_engine_present": result.pop("engine_present"),
+                "mlops_store": result.pop("store"),
             }
         return result
 

@@ -27,6 +27,10 @@ options:
     description: Free space that must be there, in MB, by path.
     type: dict
     default: {}
+  store:
+    description: Where MLflow's data are to be, and what to do when they are elsewhere; empty when no MLflow runs.
+    type: dict
+    default: {}
 attributes:
   check_mode: {support: full, description: It only looks.}
 author: [The mlops-appliance authors]
@@ -42,10 +46,19 @@ engine_present:
   description: Whether a container engine answers on the host.
   returned: success
   type: bool
+store:
+  description: Where MLflow has its data now, C(sqlite), C(postgres) or the address of an external database; empty on a
+    host that has none.
+  returned: success
+  type: str
 """
 
 LISTENING = "0A"
 SUPPORTED = {"debian": 13}
+
+# Written by the role mlflow when MLflow is healthy on its store.
+STORE_FILE = Path("/var/lib/mlops/mlflow-store")
+STORE_NAMES = {"sqlite": "SQLite", "postgres": "the appliance's PostgreSQL"}
 
 
 def listening_ports(tables: Iterable[str]) -> set[int]:
@@ -106,12 +119,50 @@ def full_disks(wanted: Mapping[str, int]) -> list[str]:
     return complaints
 
 
+def present_store(remembered: str, sqlite: Path | None, postgres: Path | None) -> str:
+    """Where MLflow has its data; empty when it has none yet or they are gone with their volume.
+
+    Args:
+        remembered: what the host remembers; empty on one that was made before hosts did.
+        sqlite: MLflow's volume, None when there is none.
+        postgres: PostgreSQL's volume, None when there is none.
+    """
+    has_sqlite = sqlite is not None and (sqlite / "mlflow.db").exists()
+    has_postgres = postgres is not None and (postgres / "data").exists()
+    remembered = remembered or "sqlite"
+    return remembered if {"sqlite": has_sqlite, "postgres": has_postgres}.get(remembered, True) else ""
+
+
+def refused_store(present: str, wanted: str, change: str) -> list[str]:
+    """Complaints about a run that would start MLflow on another store than the one that has its data.
+
+    Args:
+        present: the store with the data, as `present_store` tells.
+        wanted: the store that the inventory asks for.
+        change: the setting ``mlflow_store_change``.
+    """
+    if present in ("", wanted) or change == "abandon" or (change, present, wanted) == ("migrate", "sqlite", "postgres"):
+        return []
+    here, there = STORE_NAMES.get(present, present), STORE_NAMES.get(wanted, wanted)
+    ways = [
+        "To stay, put group postgres and mlflow_backend_store_uri back to what they were.",
+        "To leave the data behind, where they are kept: --extra-vars mlflow_store_change=abandon.",
+    ]
+    if (present, wanted) == ("sqlite", "postgres"):
+        ways.insert(0, "To take them along: ansible-playbook playbooks/migrate_to_postgres.yml.")
+    return [
+        f"mlflow_store_change: the runs and models of this host are in {here}, and the inventory now says {there}, "
+        + " ".join(["where MLflow would begin with nothing.", *ways])
+    ]
+
+
 def main() -> None:
     """Run as an Ansible module."""
     module = AnsibleModule(
         argument_spec={
             "ports": {"type": "dict", "default": {}},
             "disk_free_mb": {"type": "dict", "default": {}},
+            "store": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
@@ -137,10 +188,21 @@ def main() -> None:
         for setting, port in module.params["ports"].items()
         if int(port) in taken
     ]
-    units = (path.stem.removeprefix("mlops-") for path in Path("/etc/systemd/system").glob("mlops-*.service"))
+
+    def volume(name: str) -> Path | None:
+        inspected = module.run_command([docker, "volume", "inspect", "--format={{.Mountpoint}}", f"mlops_{name}_data"])
+        return Path(inspected[1].strip()) if inspected[0] == 0 else None
+
+    store = module.params["store"]
+    present = STORE_FILE.read_text(encoding="utf-8").strip() if STORE_FILE.exists() else ""
+    if engine_present:
+        present = present_store(present, volume("mlflow"), volume("postgres"))
+    if store:
+        complaints += refused_store(present, store["wanted"], store["change"])
     if complaints:
         module.fail_json(msg="Nothing was changed. " + "\n".join(complaints))
-    module.exit_json(changed=False, engine_present=engine_present, services_present=sorted(units))
+    units = (path.stem.removeprefix("mlops-") for path in Path("/etc/systemd/system").glob("mlops-*.service"))
+    module.exit_json(changed=False, engine_present=engine_present, services_present=sorted(units), store=present)
 
 
 if __name__ == "__main__":

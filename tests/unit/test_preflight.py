@@ -137,6 +137,66 @@ class TestHost:
         assert preflight.full_disks({str(tmp_path): 0}) == []
 
 
+class TestStore:
+    """No run begins on another database than the one with the data, unasked."""
+
+    @pytest.mark.parametrize(
+        ("present", "wanted", "change", "refused"),
+        [
+            ("", "postgres", "refuse", False),
+            ("sqlite", "sqlite", "refuse", False),
+            ("sqlite", "postgres", "refuse", True),
+            ("sqlite", "postgres", "migrate", False),
+            ("postgres", "sqlite", "refuse", True),
+            ("postgres", "sqlite", "migrate", True),
+            ("postgres", "sqlite", "abandon", False),
+            ("postgresql://u@a/m", "postgresql://u@b/m", "refuse", True),
+            ("sqlite", "postgresql://u@b/m", "migrate", True),
+        ],
+    )
+    def test_a_switch_is_refused_unless_it_is_asked_for(
+        self, present: str, wanted: str, change: str, refused: bool
+    ) -> None:
+        assert bool(preflight.refused_store(present, wanted, change)) is refused
+
+    def test_the_refusal_names_the_setting_and_every_way_out(self) -> None:
+        (complaint,) = preflight.refused_store("sqlite", "postgres", "refuse")
+        assert complaint.startswith("mlflow_store_change: the runs and models of this host are in SQLite")
+        assert "playbooks/migrate_to_postgres.yml" in complaint
+        assert "mlflow_store_change=abandon" in complaint
+
+    def test_a_host_without_memory_has_its_data_in_sqlite(self, tmp_path: Path) -> None:
+        assert preflight.present_store("", tmp_path, None) == "", "a volume without a database"
+        (tmp_path / "mlflow.db").touch()
+        assert preflight.present_store("", tmp_path, None) == "sqlite"
+
+    def test_data_that_went_with_their_volume_hold_nobody_back(self, tmp_path: Path) -> None:
+        assert preflight.present_store("sqlite", None, None) == ""
+        assert preflight.present_store("postgres", None, None) == ""
+        (tmp_path / "data").mkdir()
+        assert preflight.present_store("postgres", None, tmp_path) == "postgres"
+        assert preflight.present_store("postgresql://u@a/m", None, None) == "postgresql://u@a/m"
+
+    def test_an_external_database_is_a_postgresql_without_a_password_in_its_uri(self) -> None:
+        store = {"wanted": "postgresql://u@db.example.org/m?sslmode=require", "artifacts": settings.LOCAL_ARTIFACTS}
+        assert settings.wrong_store(store, ["mlops"]) == []
+        (complaint,) = settings.wrong_store({**store, "wanted": "postgresql://u:hidden@db.example.org/m"}, ["mlops"])
+        assert "mlflow_backend_store_password" in complaint
+        assert "hidden" not in complaint
+        (complaint,) = settings.wrong_store({**store, "wanted": "mysql://u@db.example.org/m"}, ["mlops"])
+        assert "give the URI of a PostgreSQL" in complaint
+        (complaint,) = settings.wrong_store(store, ["mlops", "postgres"])
+        assert "two databases" in complaint
+
+    @pytest.mark.parametrize("store", ["sqlite", "postgres"])
+    def test_the_appliances_own_databases_are_right(self, store: str) -> None:
+        assert settings.wrong_store({"wanted": store, "artifacts": "s3://bucket/path"}, ["mlops", "postgres"]) == []
+
+    def test_artifacts_are_kept_where_they_outlive_the_container(self) -> None:
+        (complaint,) = settings.wrong_store({"wanted": "sqlite", "artifacts": "/srv/artifacts"}, ["mlops"])
+        assert "mlflow_artifacts_destination: '/srv/artifacts' is no place that outlives the container" in complaint
+
+
 class TestRoles:
     """The roles keep their promises to preflight and to one another."""
 
