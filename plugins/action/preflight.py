@@ -155,6 +155,52 @@ def port_clashes(ports: Mapping[str, int]) -> list[str]:
     return complaints
 
 
+def image_out_of_reach(service: str, values: Mapping[str, Any]) -> bool:
+    """Whether nothing is to provide the image of a service that the appliance cannot build.
+
+    Args:
+        service: the service.
+        values: values of the settings by name, templates resolved.
+    """
+    image = values.get(f"{service}_image")
+    source = values.get(f"{service}_image_source") or ("registry" if image else values.get("mlops_image_source"))
+    if source == "archive":
+        return not (Path(values.get("mlops_image_archives") or "").expanduser() / f"{service}.tar").is_file()
+    return not image
+
+
+def left_out_services(
+    services: Iterable[str], unbuilt: Iterable[str], values: Mapping[str, Any]
+) -> tuple[dict[str, str], list[str]]:
+    """Services whose image nothing provides: those the run goes on without, and complaints about the others.
+
+    Args:
+        services: services of the run.
+        unbuilt: services whose image the appliance cannot build.
+        values: values of the settings by name, templates resolved.
+
+    Returns:
+        A notice by service that is left out, and the complaints.
+    """
+    notices: dict[str, str] = {}
+    complaints: list[str] = []
+    for service in set(services).intersection(unbuilt):
+        if not image_out_of_reach(service, values):
+            continue
+        way_out = (
+            f"name an image of a registry in {service}_image, or put {service}.tar, written by docker save, into "
+            f"mlops_image_archives and set {service}_image_source: archive"
+        )
+        if values.get(f"{service}_optional"):
+            notices[service] = f"{service} is left out: its image cannot be built here. To have it, {way_out}."
+        else:
+            complaints.append(
+                f"{service}_image: the image of {service} cannot be built here, and nothing else is to provide it: "
+                f"{way_out}. To go on without it, set {service}_optional: true."
+            )
+    return notices, complaints
+
+
 def _nearest(name: str, known: Iterable[str]) -> str:
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {matches[0]!r}" if matches else ""
