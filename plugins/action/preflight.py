@@ -48,7 +48,7 @@ def wanted_services(
     tags: Iterable[str],
     groups: Iterable[str],
     profiles: Mapping[str, list[str]],
-    service_groups: Mapping[str, str],
+    service_groups: Mapping[str, list[str]],
 ) -> list[str]:
     """The services that this run makes so on a host.
 
@@ -56,7 +56,7 @@ def wanted_services(
         tags: tags of the run; Ansible's ``all`` when none was given.
         groups: groups of the host.
         profiles: services by profile.
-        service_groups: the group that a host must be in to have a service.
+        service_groups: the groups that a host must be in, all of them, to have a service.
 
     Returns:
         Services in the order of the profiles, each once.
@@ -68,7 +68,7 @@ def wanted_services(
     services = dict.fromkeys(
         service for profile, members in profiles.items() if profile in chosen for service in members
     )
-    return [service for service in services if service_groups.get(service, APPLIANCE_GROUP) in set(groups)]
+    return [service for service in services if set(groups).issuperset(service_groups.get(service, [APPLIANCE_GROUP]))]
 
 
 def missing_groups(
@@ -211,7 +211,7 @@ class ActionModule(ActionBase):
 
     Task arguments:
         profiles: services by tag.
-        service_groups: the inventory group that gives a host a service; ``mlops`` for those not named.
+        service_groups: the inventory groups that, all together, give a host a service; ``mlops`` for those not named.
         profile_groups: the group that a profile is of no use without.
         ports: published ports, as ``{service: {setting: port}}``.
         facts: names of variables that the appliance sets itself.

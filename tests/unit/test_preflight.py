@@ -14,7 +14,7 @@ settings = load_plugin("action/preflight.py")
 ROOT = Path(__file__).parents[2]
 ROLES = ROOT / "roles"
 PROFILES = {"dev": ["mlflow"], "train": ["training"], "serve": ["mlflow", "serving"], "full": ["mlflow", "serving"]}
-SERVICE_GROUPS = {"serving": "serving"}
+SERVICE_GROUPS = {"serving": ["serving"], "exporter": ["serving", "monitoring"]}
 SPECS = {
     "web": {
         "web_port": {"type": "int"},
@@ -63,6 +63,13 @@ class TestRequest:
         self, tags: list[str], groups: list[str], services: list[str]
     ) -> None:
         assert settings.wanted_services(tags, groups, PROFILES, SERVICE_GROUPS) == services
+
+    @pytest.mark.parametrize(
+        ("groups", "services"),
+        [(["mlops", "serving"], []), (["mlops", "monitoring"], []), (["mlops", "serving", "monitoring"], ["exporter"])],
+    )
+    def test_a_service_needs_all_of_its_groups(self, groups: list[str], services: list[str]) -> None:
+        assert settings.wanted_services(["full"], groups, {"full": ["exporter"]}, SERVICE_GROUPS) == services
 
 
 class TestSettings:
