@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from ansible.errors import AnsibleActionFail, AnsibleUndefinedVariable
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
 # Tags that Ansible itself gives a meaning.
@@ -170,7 +171,7 @@ def image_out_of_reach(service: str, values: Mapping[str, Any]) -> bool:
 
 
 def left_out_services(
-    services: Iterable[str], unbuilt: Iterable[str], values: Mapping[str, Any]
+    services: Iterable[str], unbuilt: Collection[str], values: Mapping[str, Any]
 ) -> tuple[dict[str, str], list[str]]:
     """Services whose image nothing provides: those the run goes on without, and complaints about the others.
 
@@ -184,14 +185,14 @@ def left_out_services(
     """
     notices: dict[str, str] = {}
     complaints: list[str] = []
-    for service in set(services).intersection(unbuilt):
-        if not image_out_of_reach(service, values):
+    for service in services:
+        if service not in unbuilt or not image_out_of_reach(service, values):
             continue
         way_out = (
             f"name an image of a registry in {service}_image, or put {service}.tar, written by docker save, into "
             f"mlops_image_archives and set {service}_image_source: archive"
         )
-        if values.get(f"{service}_optional"):
+        if boolean(values.get(f"{service}_optional", False)):
             notices[service] = f"{service} is left out: its image cannot be built here. To have it, {way_out}."
         else:
             complaints.append(
@@ -213,6 +214,7 @@ class ActionModule(ActionBase):
         profiles: services by tag.
         service_groups: the inventory groups that, all together, give a host a service; ``mlops`` for those not named.
         profile_groups: the group that a profile is of no use without.
+        unbuilt: services whose image the appliance cannot build.
         ports: published ports, as ``{service: {setting: port}}``.
         facts: names of variables that the appliance sets itself.
         disk_free_mb: free space, in MB, that the host must have; by path.
@@ -241,13 +243,17 @@ class ActionModule(ActionBase):
         ]
         _refuse(complaints)
 
+        left_out, complaints = left_out_services(services, arguments["unbuilt"], values)
+        services = [service for service in services if service not in left_out]
         ports = {
             setting: int(port)
             for service, claims in arguments["ports"].items()
             if service in services
             for setting, port in claims.items()
         }
-        _refuse(port_clashes(ports))
+        _refuse([*complaints, *port_clashes(ports)])
+        for notice in left_out.values():
+            self._display.warning(notice)
         result: dict[str, Any] = super().run(tmp, task_vars)
         result |= self._execute_module(
             module_name="preflight",
@@ -257,6 +263,7 @@ class ActionModule(ActionBase):
         if not result.get("failed"):
             result["ansible_facts"] = {
                 "mlops_services": services,
+                "mlops_services_left_out": left_out,
                 "mlops_engine_present": result.pop("engine_present"),
             }
         return result
