@@ -1,0 +1,295 @@
+"""System Metrics: the host, as the node exporter sees it."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from dashboards import parts
+from dashboards.parts import BLUE, GREEN, RATE, RED, YELLOW
+
+REAL = 'fstype!~"tmpfs|ramfs"'
+NETWORK = 'device!~"lo|veth.*"'
+CORES = "count(count by (cpu) (node_cpu_seconds_total))"
+CPU_USED = f'1 - avg(rate(node_cpu_seconds_total{{mode="idle"}}[{RATE}]))'
+MEMORY_USED = "1 - sum(node_memory_MemAvailable_bytes) / sum(node_memory_MemTotal_bytes)"
+DISK_USED = f"1 - node_filesystem_avail_bytes{{{REAL}}} / node_filesystem_size_bytes{{{REAL}}}"
+PRESSURE = "The kernel of this host reports no pressure"
+
+
+def pressure(resource: str, kind: str) -> str:
+    """The share of time in which some or all tasks waited for a resource."""
+    return f"sum(rate(node_pressure_{resource}_{kind}_seconds_total[{RATE}]))"
+
+
+def dashboard() -> Dashboard:
+    """The dashboard."""
+    return parts.dashboard(
+        "mlops-system",
+        "System Metrics",
+        "The host: is it overloaded, what is short, when is the disk full.",
+        [
+            (
+                "Is the host in order?",
+                [
+                    parts.number(
+                        "CPU",
+                        "Share of all cores that is busy.",
+                        (CPU_USED, "busy"),
+                        unit="percentunit",
+                        levels=(GREEN, 0.8, YELLOW, 0.95, RED),
+                    ),
+                    parts.number(
+                        "Memory",
+                        "Share that programs could not get any more; caches count as free.",
+                        (MEMORY_USED, "used"),
+                        unit="percentunit",
+                        levels=(GREEN, 0.8, YELLOW, 0.9, RED),
+                    ),
+                    parts.number(
+                        "Fullest disk",
+                        "Used share of the fullest file system.",
+                        (f"max({DISK_USED})", "used"),
+                        unit="percentunit",
+                        levels=(GREEN, 0.8, YELLOW, 0.9, RED),
+                    ),
+                    parts.number(
+                        "Load per core",
+                        "Tasks that run or want to, by core, over 5 minutes. Above 1 some wait.",
+                        (f"sum(node_load5) / {CORES}", "load"),
+                        unit="short",
+                        decimals=2,
+                        levels=(GREEN, 1, YELLOW, 2, RED),
+                    ),
+                    parts.number(
+                        "Up for",
+                        "Since the host booted.",
+                        ("time() - max(node_boot_time_seconds)", "uptime"),
+                        unit="s",
+                        levels=(BLUE,),
+                        trend=False,
+                    ),
+                    parts.number(
+                        "Killed for memory",
+                        "Processes that the kernel killed in 24 h because memory, or a container's limit, was used up.",
+                        ("sum(increase(node_vmstat_oom_kill[24h]))", "killed"),
+                        unit="short",
+                        decimals=0,
+                        levels=(GREEN, 1, RED),
+                    ),
+                ],
+            ),
+            (
+                "Who uses the processors?",
+                [
+                    parts.graph(
+                        "CPU by mode",
+                        "Shares of all cores. iowait is waiting for a disk, steal is what another virtual machine took.",
+                        (
+                            f'sum by (mode) (rate(node_cpu_seconds_total{{mode!="idle"}}[{RATE}])) '
+                            f"/ on () group_left () {CORES}",
+                            "{{mode}}",
+                        ),
+                        unit="percentunit",
+                        stack=True,
+                        maximum=1,
+                    ),
+                    parts.graph(
+                        "Load",
+                        "Tasks that run or want to, and the cores there are for them.",
+                        ("sum(node_load1)", "1 min"),
+                        ("sum(node_load5)", "5 min"),
+                        ("sum(node_load15)", "15 min"),
+                        (CORES, "cores"),
+                        unit="short",
+                    ),
+                ],
+            ),
+            (
+                "Is memory short?",
+                [
+                    parts.graph(
+                        "Memory",
+                        "What programs use, what the kernel keeps of files and gives back when asked, and what is free.",
+                        (
+                            "sum(node_memory_MemTotal_bytes) - sum(node_memory_MemFree_bytes)"
+                            " - sum(node_memory_Cached_bytes) - sum(node_memory_Buffers_bytes)",
+                            "programs",
+                        ),
+                        ("sum(node_memory_Cached_bytes) + sum(node_memory_Buffers_bytes)", "files in memory"),
+                        ("sum(node_memory_MemFree_bytes)", "free"),
+                        unit="bytes",
+                        stack=True,
+                    ),
+                    parts.graph(
+                        "Swap and page faults",
+                        "Pages read from disk because they were not in memory. Many of them for long: memory is short.",
+                        (f"sum(rate(node_vmstat_pgmajfault[{RATE}]))", "major faults"),
+                        (f"sum(rate(node_vmstat_pswpin[{RATE}]))", "swapped in"),
+                        (f"sum(rate(node_vmstat_pswpout[{RATE}]))", "swapped out"),
+                        unit="ops",
+                    ),
+                ],
+            ),
+            (
+                "When is the disk full?",
+                [
+                    parts.bars(
+                        "Space used",
+                        "By file system.",
+                        (DISK_USED, "{{mountpoint}}"),
+                        unit="percentunit",
+                        span=8,
+                        levels=(GREEN, 0.8, YELLOW, 0.9, RED),
+                        maximum=1,
+                    ),
+                    parts.graph(
+                        "Space left",
+                        "Dashed: below 5 GB a training run or a build may fail.",
+                        (f"node_filesystem_avail_bytes{{{REAL}}}", "{{mountpoint}}"),
+                        unit="bytes",
+                        span=8,
+                        levels=(RED, 5e9, GREEN),
+                    ),
+                    parts.bars(
+                        "Inodes used",
+                        "Many small files use them up before the space.",
+                        (
+                            f"1 - node_filesystem_files_free{{{REAL}}} / (node_filesystem_files{{{REAL}}} > 0)",
+                            "{{mountpoint}}",
+                        ),
+                        unit="percentunit",
+                        span=8,
+                        levels=(GREEN, 0.8, YELLOW, 0.9, RED),
+                        maximum=1,
+                    ),
+                ],
+            ),
+            (
+                "Is the disk slow?",
+                [
+                    parts.graph(
+                        "Read and written",
+                        "By device.",
+                        (f"sum by (device) (rate(node_disk_read_bytes_total[{RATE}]))", "{{device}} read"),
+                        (f"sum by (device) (rate(node_disk_written_bytes_total[{RATE}]))", "{{device}} written"),
+                        unit="Bps",
+                        span=8,
+                    ),
+                    parts.graph(
+                        "Busy",
+                        "Share of time with a request under way. A single disk near 1 is at its limit; SSDs can do more.",
+                        (f"rate(node_disk_io_time_seconds_total[{RATE}])", "{{device}}"),
+                        unit="percentunit",
+                        span=8,
+                        maximum=1,
+                    ),
+                    parts.graph(
+                        "Time of a request",
+                        "Mean seconds of a read and of a write, over all devices.",
+                        (
+                            parts.share(
+                                f"sum(rate(node_disk_read_time_seconds_total[{RATE}]))",
+                                f"sum(rate(node_disk_reads_completed_total[{RATE}]))",
+                            ),
+                            "read",
+                        ),
+                        (
+                            parts.share(
+                                f"sum(rate(node_disk_write_time_seconds_total[{RATE}]))",
+                                f"sum(rate(node_disk_writes_completed_total[{RATE}]))",
+                            ),
+                            "write",
+                        ),
+                        unit="s",
+                        span=8,
+                    ),
+                ],
+            ),
+            (
+                "Is the network in order?",
+                [
+                    parts.graph(
+                        "Traffic",
+                        "Received by the host above, sent below zero.",
+                        (f"rate(node_network_receive_bytes_total{{{NETWORK}}}[{RATE}])", "{{device}} received"),
+                        (f"-rate(node_network_transmit_bytes_total{{{NETWORK}}}[{RATE}])", "{{device}} sent"),
+                        unit="Bps",
+                        minimum=None,
+                    ),
+                    parts.graph(
+                        "Lost packets",
+                        "Errors and drops, both ways. More than a few: cable, driver, or a queue that is too short.",
+                        (
+                            f"sum by (device) (rate(node_network_receive_errs_total{{{NETWORK}}}[{RATE}])"
+                            f" + rate(node_network_transmit_errs_total{{{NETWORK}}}[{RATE}]))",
+                            "{{device}} errors",
+                        ),
+                        (
+                            f"sum by (device) (rate(node_network_receive_drop_total{{{NETWORK}}}[{RATE}])"
+                            f" + rate(node_network_transmit_drop_total{{{NETWORK}}}[{RATE}]))",
+                            "{{device}} drops",
+                        ),
+                        unit="pps",
+                    ),
+                ],
+            ),
+            (
+                "What do tasks wait for?",
+                [
+                    parts.graph(
+                        "CPU pressure",
+                        "Share of time in which some task waited for a processor.",
+                        (pressure("cpu", "waiting"), "some waited"),
+                        unit="percentunit",
+                        span=8,
+                        none=PRESSURE,
+                    ),
+                    parts.graph(
+                        "Memory pressure",
+                        "Share of time in which some task, or all of them, waited for memory.",
+                        (pressure("memory", "waiting"), "some waited"),
+                        (pressure("memory", "stalled"), "all waited"),
+                        unit="percentunit",
+                        span=8,
+                        none=PRESSURE,
+                    ),
+                    parts.graph(
+                        "Disk pressure",
+                        "Share of time in which some task, or all of them, waited for a disk.",
+                        (pressure("io", "waiting"), "some waited"),
+                        (pressure("io", "stalled"), "all waited"),
+                        unit="percentunit",
+                        span=8,
+                        none=PRESSURE,
+                    ),
+                ],
+            ),
+            (
+                "Is the measuring itself in order?",
+                [
+                    parts.graph(
+                        "Clock",
+                        "Seconds that the clock is off, as far as the kernel knows. Logins and metrics need a right clock.",
+                        ("max(node_timex_offset_seconds)", "offset"),
+                        unit="s",
+                        span=8,
+                        minimum=None,
+                    ),
+                    parts.graph(
+                        "Open files",
+                        "Share of the files that the host may have open.",
+                        ("sum(node_filefd_allocated) / sum(node_filefd_maximum)", "open"),
+                        unit="percentunit",
+                        span=8,
+                    ),
+                    parts.graph(
+                        "Prometheus",
+                        "Series in memory; each takes a few kilobytes.",
+                        ("sum(prometheus_tsdb_head_series)", "series"),
+                        unit="short",
+                        span=8,
+                    ),
+                ],
+            ),
+        ],
+    )
