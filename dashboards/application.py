@@ -33,21 +33,11 @@ BY_STATUS = parts.otherwise(f"sum by (status) ({requests()})", "status", "none")
 ERROR_SHARE = parts.share(f"sum({requests(ERRORS_5XX)})", f"sum({requests()})")
 REFUSED_SHARE = parts.share(f"sum({requests(ERRORS_4XX)})", f"sum({requests()})")
 
-# A bin that is empty on one side would make the index infinite.
-_OBSERVED = """
-clamp_min(
-  sum by (feature, bin) (increase(model_server_observed_total[1d]))
-  / on (feature) group_left () (sum by (feature) (increase(model_server_observed_total[1d])) > 0),
-  0.0001
-)"""
-_EXPECTED = "clamp_min(max by (feature, bin) (model_server_expected_share), 0.0001)"
-DRIFT = f"""
-sum by (feature) (
-  ({_OBSERVED} - on (feature, bin) {_EXPECTED})
-  * on (feature, bin)
-  ln({_OBSERVED} / on (feature, bin) {_EXPECTED})
-)
-"""
+# Recorded by Prometheus, for the alerts too.
+DRIFT = "version_feature:model_drift:psi1d"
+OBSERVED = "version_feature:model_observations:increase1d"
+DRIFT_LEVELS = (GREEN, 0.1, YELLOW, 0.25, RED)
+NO_DRIFT = "no requests in a day, or a model without a profile"
 
 
 def dashboard() -> Dashboard:
@@ -220,21 +210,17 @@ def dashboard() -> Dashboard:
                         "Drift by feature",
                         "Population stability index of the last day against the training data. Below 0.1 nothing "
                         "changed, above 0.25 much did.",
-                        (DRIFT, "{{feature}}"),
+                        (DRIFT, "{{feature}}, version {{version}}"),
                         unit="none",
-                        levels=(GREEN, 0.1, YELLOW, 0.25, RED),
-                        none="no requests in a day, or a model without a profile",
+                        levels=DRIFT_LEVELS,
+                        none=NO_DRIFT,
                     ),
                     parts.graph(
                         "Observations",
-                        "Inputs and outputs counted in the last day. With fewer than a few hundred the index is noise.",
-                        (
-                            parts.otherwise(
-                                "sum by (feature) (increase(model_server_observed_total[1d]))", "feature", "none"
-                            ),
-                            "{{feature}}",
-                        ),
+                        "Inputs and outputs counted in the last day. With fewer than 500 the index is noise.",
+                        (OBSERVED, "{{feature}}, version {{version}}"),
                         unit="short",
+                        none=NO_DRIFT,
                     ),
                 ],
             ),

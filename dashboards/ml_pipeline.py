@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from dashboards import application, parts
+from dashboards import application, parts, system
 from dashboards.parts import BLUE, GREEN, RATE, RED, UP_OR_DOWN, YELLOW
 
 FIRING = parts.otherwise('max by (alertname) (ALERTS{alertstate="firing"})', "alertname", "none")
@@ -156,10 +156,10 @@ def dashboard() -> Dashboard:
                         "Drift",
                         "Population stability index of the last day against the training data, by feature. Below 0.1 "
                         "nothing changed, above 0.25 much did: look at the inputs, and train anew.",
-                        (application.DRIFT, "{{feature}}"),
+                        (application.DRIFT, "{{feature}}, version {{version}}"),
                         unit="none",
-                        levels=(GREEN, 0.1, YELLOW, 0.25, RED),
-                        none="no requests in a day, or a model without a profile",
+                        levels=application.DRIFT_LEVELS,
+                        none=application.NO_DRIFT,
                     ),
                 ],
             ),
@@ -169,13 +169,9 @@ def dashboard() -> Dashboard:
                     parts.bars(
                         "Disk used",
                         "By file system. Training and backups fail on a full one.",
-                        (
-                            '1 - node_filesystem_avail_bytes{fstype!~"tmpfs|ramfs"} '
-                            '/ node_filesystem_size_bytes{fstype!~"tmpfs|ramfs"}',
-                            "{{mountpoint}}",
-                        ),
+                        (system.DISK_USED, "{{mountpoint}}"),
                         unit="percentunit",
-                        levels=(GREEN, 0.8, YELLOW, 0.9, RED),
+                        levels=system.DISK_LEVELS,
                         maximum=1,
                     ),
                     parts.number(
@@ -183,7 +179,7 @@ def dashboard() -> Dashboard:
                         "Since the last backup succeeded; one is made each day.",
                         ("time() - max(mlops_backup_last_success_timestamp_seconds > 0)", "ago"),
                         unit="s",
-                        levels=(GREEN, 93600, YELLOW, 172800, RED),
+                        levels=(GREEN, 93600, YELLOW, 129600, RED),
                         none="no backup",
                         trend=False,
                     ),

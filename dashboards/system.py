@@ -7,18 +7,12 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from dashboards import parts
 from dashboards.parts import BLUE, GREEN, RATE, RED, YELLOW
 
-REAL = 'fstype!~"tmpfs|ramfs"'
-NETWORK = 'device!~"lo|veth.*"'
 CORES = "count(count by (cpu) (node_cpu_seconds_total))"
 CPU_USED = f'1 - avg(rate(node_cpu_seconds_total{{mode="idle"}}[{RATE}]))'
 MEMORY_USED = "1 - sum(node_memory_MemAvailable_bytes) / sum(node_memory_MemTotal_bytes)"
-DISK_USED = f"1 - node_filesystem_avail_bytes{{{REAL}}} / node_filesystem_size_bytes{{{REAL}}}"
-PRESSURE = "The kernel of this host reports no pressure"
-
-
-def pressure(resource: str, kind: str) -> str:
-    """The share of time in which some or all tasks waited for a resource."""
-    return f"sum(rate(node_pressure_{resource}_{kind}_seconds_total[{RATE}]))"
+# Recorded by Prometheus, for the alerts too.
+DISK_USED = "1 - mountpoint:node_filesystem_avail:ratio"
+DISK_LEVELS = (GREEN, 0.9, YELLOW, 0.97, RED)
 
 
 def dashboard() -> Dashboard:
@@ -50,7 +44,7 @@ def dashboard() -> Dashboard:
                         "Used share of the fullest file system.",
                         (f"max({DISK_USED})", "used"),
                         unit="percentunit",
-                        levels=(GREEN, 0.8, YELLOW, 0.9, RED),
+                        levels=DISK_LEVELS,
                     ),
                     parts.number(
                         "Load per core",
@@ -90,6 +84,7 @@ def dashboard() -> Dashboard:
                             "{{mode}}",
                         ),
                         unit="percentunit",
+                        span=8,
                         stack=True,
                         maximum=1,
                     ),
@@ -101,11 +96,20 @@ def dashboard() -> Dashboard:
                         ("sum(node_load15)", "15 min"),
                         (CORES, "cores"),
                         unit="short",
+                        span=8,
+                    ),
+                    parts.graph(
+                        "Tasks",
+                        "Those that run or could, and those that wait for a disk.",
+                        ("sum(node_procs_running)", "running"),
+                        ("sum(node_procs_blocked)", "waiting for a disk"),
+                        unit="short",
+                        span=8,
                     ),
                 ],
             ),
             (
-                "Is memory short?",
+                "Are memory and open files enough?",
                 [
                     parts.graph(
                         "Memory",
@@ -118,6 +122,7 @@ def dashboard() -> Dashboard:
                         ("sum(node_memory_Cached_bytes) + sum(node_memory_Buffers_bytes)", "files in memory"),
                         ("sum(node_memory_MemFree_bytes)", "free"),
                         unit="bytes",
+                        span=8,
                         stack=True,
                     ),
                     parts.graph(
@@ -127,6 +132,14 @@ def dashboard() -> Dashboard:
                         (f"sum(rate(node_vmstat_pswpin[{RATE}]))", "swapped in"),
                         (f"sum(rate(node_vmstat_pswpout[{RATE}]))", "swapped out"),
                         unit="ops",
+                        span=8,
+                    ),
+                    parts.graph(
+                        "Open files",
+                        "Share of the files that the host may have open.",
+                        ("sum(node_filefd_allocated) / sum(node_filefd_maximum)", "open"),
+                        unit="percentunit",
+                        span=8,
                     ),
                 ],
             ),
@@ -139,13 +152,13 @@ def dashboard() -> Dashboard:
                         (DISK_USED, "{{mountpoint}}"),
                         unit="percentunit",
                         span=8,
-                        levels=(GREEN, 0.8, YELLOW, 0.9, RED),
+                        levels=DISK_LEVELS,
                         maximum=1,
                     ),
                     parts.graph(
                         "Space left",
                         "Dashed: below 5 GB a training run or a build may fail.",
-                        (f"node_filesystem_avail_bytes{{{REAL}}}", "{{mountpoint}}"),
+                        ("min by (mountpoint, device) (node_filesystem_avail_bytes)", "{{mountpoint}}"),
                         unit="bytes",
                         span=8,
                         levels=(RED, 5e9, GREEN),
@@ -154,7 +167,7 @@ def dashboard() -> Dashboard:
                         "Inodes used",
                         "Many small files use them up before the space.",
                         (
-                            f"1 - node_filesystem_files_free{{{REAL}}} / (node_filesystem_files{{{REAL}}} > 0)",
+                            "1 - min by (mountpoint, device) (node_filesystem_files_free / (node_filesystem_files > 0))",
                             "{{mountpoint}}",
                         ),
                         unit="percentunit",
@@ -211,8 +224,8 @@ def dashboard() -> Dashboard:
                     parts.graph(
                         "Traffic",
                         "Received by the host above, sent below zero.",
-                        (f"rate(node_network_receive_bytes_total{{{NETWORK}}}[{RATE}])", "{{device}} received"),
-                        (f"-rate(node_network_transmit_bytes_total{{{NETWORK}}}[{RATE}])", "{{device}} sent"),
+                        (f"rate(node_network_receive_bytes_total[{RATE}])", "{{device}} received"),
+                        (f"-rate(node_network_transmit_bytes_total[{RATE}])", "{{device}} sent"),
                         unit="Bps",
                         minimum=None,
                     ),
@@ -220,13 +233,13 @@ def dashboard() -> Dashboard:
                         "Lost packets",
                         "Errors and drops, both ways. More than a few: cable, driver, or a queue that is too short.",
                         (
-                            f"sum by (device) (rate(node_network_receive_errs_total{{{NETWORK}}}[{RATE}])"
-                            f" + rate(node_network_transmit_errs_total{{{NETWORK}}}[{RATE}]))",
+                            f"sum by (device) (rate(node_network_receive_errs_total[{RATE}])"
+                            f" + rate(node_network_transmit_errs_total[{RATE}]))",
                             "{{device}} errors",
                         ),
                         (
-                            f"sum by (device) (rate(node_network_receive_drop_total{{{NETWORK}}}[{RATE}])"
-                            f" + rate(node_network_transmit_drop_total{{{NETWORK}}}[{RATE}]))",
+                            f"sum by (device) (rate(node_network_receive_drop_total[{RATE}])"
+                            f" + rate(node_network_transmit_drop_total[{RATE}]))",
                             "{{device}} drops",
                         ),
                         unit="pps",
@@ -234,60 +247,30 @@ def dashboard() -> Dashboard:
                 ],
             ),
             (
-                "What do tasks wait for?",
-                [
-                    parts.graph(
-                        "CPU pressure",
-                        "Share of time in which some task waited for a processor.",
-                        (pressure("cpu", "waiting"), "some waited"),
-                        unit="percentunit",
-                        span=8,
-                        none=PRESSURE,
-                    ),
-                    parts.graph(
-                        "Memory pressure",
-                        "Share of time in which some task, or all of them, waited for memory.",
-                        (pressure("memory", "waiting"), "some waited"),
-                        (pressure("memory", "stalled"), "all waited"),
-                        unit="percentunit",
-                        span=8,
-                        none=PRESSURE,
-                    ),
-                    parts.graph(
-                        "Disk pressure",
-                        "Share of time in which some task, or all of them, waited for a disk.",
-                        (pressure("io", "waiting"), "some waited"),
-                        (pressure("io", "stalled"), "all waited"),
-                        unit="percentunit",
-                        span=8,
-                        none=PRESSURE,
-                    ),
-                ],
-            ),
-            (
                 "Is the measuring itself in order?",
                 [
                     parts.graph(
-                        "Clock",
-                        "Seconds that the clock is off, as far as the kernel knows. Logins and metrics need a right clock.",
-                        ("max(node_timex_offset_seconds)", "offset"),
+                        "Scrapes",
+                        "Seconds that each service takes to tell its metrics; Prometheus gives up after 10.",
+                        ("max by (job) (scrape_duration_seconds)", "{{job}}"),
                         unit="s",
                         span=8,
-                        minimum=None,
                     ),
                     parts.graph(
-                        "Open files",
-                        "Share of the files that the host may have open.",
-                        ("sum(node_filefd_allocated) / sum(node_filefd_maximum)", "open"),
-                        unit="percentunit",
-                        span=8,
-                    ),
-                    parts.graph(
-                        "Prometheus",
-                        "Series in memory; each takes a few kilobytes.",
+                        "Series",
+                        "Time series in Prometheus's memory; each takes a few kilobytes.",
                         ("sum(prometheus_tsdb_head_series)", "series"),
                         unit="short",
                         span=8,
+                    ),
+                    parts.graph(
+                        "Space for metrics",
+                        "What Prometheus keeps on disk: finished blocks, and the log of the last hours.",
+                        ("sum(prometheus_tsdb_storage_blocks_bytes)", "blocks"),
+                        ("sum(prometheus_tsdb_wal_storage_size_bytes)", "log"),
+                        unit="bytes",
+                        span=8,
+                        stack=True,
                     ),
                 ],
             ),
