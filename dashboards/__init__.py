@@ -1,4 +1,4 @@
-"""The appliance's Grafana dashboards as code; ``python -m dashboards`` writes the files that the role grafana mounts."""
+"""The appliance's Grafana dashboards as code; ``python -m dashboards`` writes the files that the role mounts."""
 
 from __future__ import annotations
 

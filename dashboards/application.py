@@ -131,7 +131,7 @@ def dashboard() -> Dashboard:
                     ),
                     parts.graph(
                         "Queue and model",
-                        "Mean seconds of a request, waiting for its turn and in the model. A queue that grows while the "
+                        "Mean seconds of a request, waiting and in the model. A queue that grows while the "
                         "model stays as it is wants more workers.",
                         (mean("queue"), "waiting"),
                         (mean("predict"), "in the model"),
@@ -148,7 +148,7 @@ def dashboard() -> Dashboard:
                     ),
                     parts.graph(
                         "Rows per request",
-                        "Mean, and the size that 9 of 10 requests do not exceed. Many rows in one request cost less than "
+                        "Mean, and the size that 9 of 10 do not exceed. Many rows in one request cost less than "
                         "many requests.",
                         (
                             parts.share(
@@ -173,7 +173,9 @@ def dashboard() -> Dashboard:
                         "Rows answered per second by each version; a switch hands them over.",
                         (
                             parts.otherwise(
-                                f"sum by (version) (rate(model_server_predictions_total[{RATE}]))", "version", "none so far"
+                                f"sum by (version) (rate(model_server_predictions_total[{RATE}]))",
+                                "version",
+                                "none so far",
                             ),
                             "version {{version}}",
                         ),
@@ -249,7 +251,7 @@ def dashboard() -> Dashboard:
                         "Dropped ones are over the limit of nginx.",
                         (f"sum(rate(nginx_connections_accepted[{RATE}]))", "accepted"),
                         (
-                            f"sum(rate(nginx_connections_accepted[{RATE}])) - sum(rate(nginx_connections_handled[{RATE}]))",
+                            f"sum(rate(nginx_connections_accepted[{RATE}]) - rate(nginx_connections_handled[{RATE}]))",
                             "dropped",
                         ),
                         unit="ops",

@@ -23,7 +23,7 @@ def dashboard() -> Dashboard:
                 [
                     parts.number(
                         "Services",
-                        "Whether Prometheus reaches each service. One that is down: journalctl -u mlops-NAME on the host.",
+                        "Whether Prometheus reaches each service. If not: journalctl -u mlops-NAME on the host.",
                         ("min by (job) (up)", "{{job}}"),
                         unit="short",
                         span=18,
@@ -58,7 +58,7 @@ def dashboard() -> Dashboard:
                 [
                     parts.number(
                         "Served model",
-                        "Model and version that the model server answers with. None: train one, or look at the registry.",
+                        "Model and version that answer requests. None: train one, or look at the registry.",
                         (SERVED, "{{model}} {{version}}"),
                         unit="short",
                         span=6,
@@ -84,7 +84,7 @@ def dashboard() -> Dashboard:
                     ),
                     parts.number(
                         "Refused in 24 h",
-                        "Versions that the server did not put into service, because they did not load or did not answer "
+                        "Versions that did not go into service, because they did not load or did not answer "
                         "their own example. journalctl -u mlops-serving says why.",
                         ("sum(increase(model_server_model_rejections_total[24h])) or vector(0)", "refused"),
                         unit="short",
@@ -93,7 +93,7 @@ def dashboard() -> Dashboard:
                     ),
                     parts.number(
                         "Registry seen",
-                        "Since MLflow last answered the model server. It keeps serving without, but sees no new version.",
+                        "Since MLflow last answered the model server, which serves without it but sees no new version.",
                         ("time() - min(model_server_registry_contact_timestamp_seconds)", "ago"),
                         unit="s",
                         span=6,
@@ -148,8 +148,8 @@ def dashboard() -> Dashboard:
                 [
                     parts.graph(
                         "Writes to MLflow",
-                        "Requests that log runs, metrics and models. The health check's own search, one each 10 s, counts.",
-                        ('sum by (status) (rate(mlflow_http_request_total{method="POST"}' f"[{RATE}]))", "{{status}}"),
+                        "Requests that log runs, metrics and models, and the health check's search each 10 s.",
+                        (f'sum by (status) (rate(mlflow_http_request_total{{method="POST"}}[{RATE}]))', "{{status}}"),
                         unit="reqps",
                     ),
                     parts.graph(

@@ -112,9 +112,7 @@ def graph(
         .placement(options.LegendPlacement.BOTTOM)
         .calcs(["mean", "max", "lastNotNull"])
     )
-    panel.tooltip(
-        common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI).sort(options.SortOrder.DESCENDING)
-    )
+    panel.tooltip(common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI).sort(options.SortOrder.DESCENDING))
     panel.line_width(1).fill_opacity(40 if stack else 10).show_points(options.VisibilityMode.NEVER)
     panel.no_value(none)
     if stack:
@@ -200,12 +198,7 @@ def dashboard(uid: str, title: str, description: str, rows: Sequence[Row], since
         .refresh("30s")
         .time(since, "now")
         .tooltip(model.DashboardCursorSync.CROSSHAIR)
-        .link(
-            build.DashboardLink("Dashboards")
-            .type(model.DashboardLinkType.DASHBOARDS)
-            .tags([TAG])
-            .keep_time(True)
-        )
+        .link(build.DashboardLink("Dashboards").type(model.DashboardLinkType.DASHBOARDS).tags([TAG]).keep_time(True))
         .annotation(
             build.AnnotationQuery()
             .name("Model switched")

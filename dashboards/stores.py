@@ -113,11 +113,13 @@ def dashboard() -> Dashboard:
                     ),
                     parts.number(
                         "Found in memory",
-                        "Share of blocks that were read from PostgreSQL's own cache. Much below 0.95 for long: it wants "
+                        "Share of blocks that were in PostgreSQL's own cache. Much below 0.95 for long: it wants "
                         "more memory.",
                         (
-                            f"sum(pg_stat_database_blks_hit{{{OURS}}}) / (sum(pg_stat_database_blks_hit{{{OURS}}})"
-                            f" + sum(pg_stat_database_blks_read{{{OURS}}}))",
+                            (
+                                f"sum(pg_stat_database_blks_hit{{{OURS}}}) / (sum(pg_stat_database_blks_hit{{{OURS}}})"
+                                f" + sum(pg_stat_database_blks_read{{{OURS}}}))"
+                            ),
                             "hits",
                         ),
                         unit="percentunit",

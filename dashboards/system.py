@@ -77,10 +77,12 @@ def dashboard() -> Dashboard:
                 [
                     parts.graph(
                         "CPU by mode",
-                        "Shares of all cores. iowait is waiting for a disk, steal is what another virtual machine took.",
+                        "Shares of all cores. iowait is waiting for a disk, steal what another virtual machine took.",
                         (
-                            f'sum by (mode) (rate(node_cpu_seconds_total{{mode!="idle"}}[{RATE}])) '
-                            f"/ on () group_left () {CORES}",
+                            (
+                                f'sum by (mode) (rate(node_cpu_seconds_total{{mode!="idle"}}[{RATE}])) '
+                                f"/ on () group_left () {CORES}"
+                            ),
                             "{{mode}}",
                         ),
                         unit="percentunit",
@@ -113,10 +115,12 @@ def dashboard() -> Dashboard:
                 [
                     parts.graph(
                         "Memory",
-                        "What programs use, what the kernel keeps of files and gives back when asked, and what is free.",
+                        "What programs use, what the kernel keeps of files and gives back on demand, and the rest.",
                         (
-                            "sum(node_memory_MemTotal_bytes) - sum(node_memory_MemFree_bytes)"
-                            " - sum(node_memory_Cached_bytes) - sum(node_memory_Buffers_bytes)",
+                            (
+                                "sum(node_memory_MemTotal_bytes) - sum(node_memory_MemFree_bytes)"
+                                " - sum(node_memory_Cached_bytes) - sum(node_memory_Buffers_bytes)"
+                            ),
                             "programs",
                         ),
                         ("sum(node_memory_Cached_bytes) + sum(node_memory_Buffers_bytes)", "files in memory"),
@@ -167,7 +171,7 @@ def dashboard() -> Dashboard:
                         "Inodes used",
                         "Many small files use them up before the space.",
                         (
-                            "1 - min by (mountpoint, device) (node_filesystem_files_free / (node_filesystem_files > 0))",
+                            "max by (mountpoint) (1 - node_filesystem_files_free / (node_filesystem_files > 0))",
                             "{{mountpoint}}",
                         ),
                         unit="percentunit",
@@ -190,7 +194,7 @@ def dashboard() -> Dashboard:
                     ),
                     parts.graph(
                         "Busy",
-                        "Share of time with a request under way. A single disk near 1 is at its limit; SSDs can do more.",
+                        "Share of time with a request under way. A disk near 1 is at its limit; SSDs can do more.",
                         (f"rate(node_disk_io_time_seconds_total[{RATE}])", "{{device}}"),
                         unit="percentunit",
                         span=8,
@@ -233,13 +237,17 @@ def dashboard() -> Dashboard:
                         "Lost packets",
                         "Errors and drops, both ways. More than a few: cable, driver, or a queue that is too short.",
                         (
-                            f"sum by (device) (rate(node_network_receive_errs_total[{RATE}])"
-                            f" + rate(node_network_transmit_errs_total[{RATE}]))",
+                            (
+                                f"sum by (device) (rate(node_network_receive_errs_total[{RATE}])"
+                                f" + rate(node_network_transmit_errs_total[{RATE}]))"
+                            ),
                             "{{device}} errors",
                         ),
                         (
-                            f"sum by (device) (rate(node_network_receive_drop_total[{RATE}])"
-                            f" + rate(node_network_transmit_drop_total[{RATE}]))",
+                            (
+                                f"sum by (device) (rate(node_network_receive_drop_total[{RATE}])"
+                                f" + rate(node_network_transmit_drop_total[{RATE}]))"
+                            ),
                             "{{device}} drops",
                         ),
                         unit="pps",

@@ -19,7 +19,7 @@ from conftest import INVENTORY, ROOT, PlaybookRun, containers, run_playbook
 from testinfra.host import Host
 
 IMAGE = "mlops-test-grafana:1"
-STAND_IN = '''
+STAND_IN = """
 import configparser, http.server, os, pathlib, signal, sys
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
@@ -38,7 +38,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
 http.server.HTTPServer(("", ini.getint("server", "http_port")), Handler).serve_forever()
-'''
+"""
 DOCKERFILE = f"""
 ARG BASE
 FROM ${{BASE}}
