@@ -8,6 +8,7 @@ from dashboards import application, parts, system
 from dashboards.parts import BLUE, GREEN, RATE, RED, UP_OR_DOWN, YELLOW
 
 FIRING = parts.otherwise('max by (alertname) (ALERTS{alertstate="firing"})', "alertname", "none")
+TRAINED = "mlops_training_last_run_timestamp_seconds"
 SERVED = parts.otherwise("max by (model, version) (model_server_model_info)", "model", "no model")
 
 
@@ -116,6 +117,7 @@ def dashboard() -> Dashboard:
                         "Requests",
                         "Predictions asked for per second.",
                         (f"sum({application.requests()}) or vector(0)", "rate"),
+                        more="mlops-application",
                         unit="reqps",
                         levels=(BLUE,),
                     ),
@@ -123,6 +125,7 @@ def dashboard() -> Dashboard:
                         "Errors",
                         "Share of requests that the server could not answer (5xx).",
                         (application.ERROR_SHARE, "errors"),
+                        more="mlops-application",
                         unit="percentunit",
                         levels=(GREEN, 0.01, YELLOW, 0.05, RED),
                     ),
@@ -130,6 +133,7 @@ def dashboard() -> Dashboard:
                         "p99",
                         "99 of 100 requests are answered within this time.",
                         (application.quantile(0.99, "invocation"), "p99"),
+                        more="mlops-application",
                         unit="s",
                         levels=(GREEN, 0.25, YELLOW, 1, RED),
                         none="no requests",
@@ -138,6 +142,7 @@ def dashboard() -> Dashboard:
                         "Requests by status",
                         "Requests to /invocations per second. 4xx are the clients' mistakes, 5xx the server's.",
                         (application.BY_STATUS, "{{status}}"),
+                        more="mlops-application",
                         unit="reqps",
                         stack=True,
                     ),
@@ -146,10 +151,45 @@ def dashboard() -> Dashboard:
             (
                 "What is trained, and does the input still look like the training data?",
                 [
+                    parts.number(
+                        "Last training run",
+                        "Since a playbook's last training run ended.",
+                        (f"time() - max({TRAINED})", "ago"),
+                        unit="s",
+                        span=8,
+                        levels=(BLUE,),
+                        none="none yet",
+                        trend=False,
+                    ),
+                    parts.number(
+                        "It ended",
+                        "Whether that run ended well. If not: journalctl CONTAINER_NAME=mlops-training on the host.",
+                        ("min(mlops_training_last_run_success)", "run"),
+                        unit="short",
+                        span=8,
+                        levels=(RED, 1, GREEN),
+                        mapping={0: ("failed", RED), 1: ("well", GREEN)},
+                        none="none yet",
+                        trend=False,
+                    ),
+                    parts.number(
+                        "Runs in 7 days",
+                        "Training runs of playbooks.",
+                        (
+                            f"sum(changes({TRAINED}[7d])) + (count({TRAINED} unless {TRAINED} offset 7d) or vector(0))",
+                            "runs",
+                        ),
+                        unit="short",
+                        span=8,
+                        levels=(BLUE,),
+                        none="none yet",
+                        trend=False,
+                    ),
                     parts.graph(
                         "Writes to MLflow",
                         "Requests that log runs, metrics and models, and the health check's search each 10 s.",
                         (f'sum by (status) (rate(mlflow_http_request_total{{method="POST"}}[{RATE}]))', "{{status}}"),
+                        more="mlops-stores",
                         unit="reqps",
                     ),
                     parts.graph(
@@ -157,6 +197,7 @@ def dashboard() -> Dashboard:
                         "Population stability index of the last day against the training data, by feature. Below 0.1 "
                         "nothing changed, above 0.25 much did: look at the inputs, and train anew.",
                         (application.DRIFT, "{{feature}}, version {{version}}"),
+                        more="mlops-application",
                         unit="none",
                         levels=application.DRIFT_LEVELS,
                         none=application.NO_DRIFT,
@@ -170,6 +211,7 @@ def dashboard() -> Dashboard:
                         "Disk used",
                         "By file system. Training and backups fail on a full one.",
                         (system.DISK_USED, "{{mountpoint}}"),
+                        more="mlops-system",
                         unit="percentunit",
                         levels=system.DISK_LEVELS,
                         maximum=1,

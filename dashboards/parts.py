@@ -49,6 +49,7 @@ def number(
     trend: bool = True,
     none: str = "no data",
     decimals: int | None = None,
+    more: str = "",
 ) -> stat.Panel:
     """A big number, or with `name_only` the legend of a series in its place.
 
@@ -64,6 +65,7 @@ def number(
         trend: draw the history behind the number.
         none: what stands there when there is no series.
         decimals: digits after the point.
+        more: uid of the dashboard with the details.
     """
     panel = stat.Panel()
     panel.text_mode(options.BigValueTextMode.NAME if name_only else options.BigValueTextMode.AUTO)
@@ -75,7 +77,7 @@ def number(
         panel.mappings([_mapping(mapping)])
     if decimals is not None:
         panel.decimals(decimals)
-    return _panel(panel, title, description, queries, unit, levels, span, NUMBER_HEIGHT, instant=not trend)
+    return _panel(panel, title, description, queries, unit, levels, span, NUMBER_HEIGHT, instant=not trend, more=more)
 
 
 def graph(
@@ -89,6 +91,7 @@ def graph(
     minimum: float | None = 0,
     maximum: float | None = None,
     none: str = "no data",
+    more: str = "",
 ) -> timeseries.Panel:
     """Lines over time, or stacked areas; `levels` draw dashed lines.
 
@@ -103,6 +106,7 @@ def graph(
         minimum: lower end of the axis.
         maximum: upper end of the axis.
         none: what stands there when there is no series.
+        more: uid of the dashboard with the details.
     """
     panel = timeseries.Panel()
     panel.legend(
@@ -123,7 +127,7 @@ def graph(
         panel.min(minimum)
     if maximum is not None:
         panel.max(maximum)
-    return _panel(panel, title, description, queries, unit, levels or (GREEN,), span, GRAPH_HEIGHT)
+    return _panel(panel, title, description, queries, unit, levels or (GREEN,), span, GRAPH_HEIGHT, more=more)
 
 
 def bars(
@@ -135,6 +139,7 @@ def bars(
     levels: Levels,
     maximum: float | None = None,
     none: str = "no data",
+    more: str = "",
 ) -> bargauge.Panel:
     """One bar for each series, as of now.
 
@@ -147,6 +152,7 @@ def bars(
         levels: colours by value.
         maximum: right end of the bars.
         none: what stands there when there is no series.
+        more: uid of the dashboard with the details.
     """
     panel = bargauge.Panel()
     panel.orientation(options.VizOrientation.HORIZONTAL).display_mode(options.BarGaugeDisplayMode.BASIC)
@@ -155,7 +161,7 @@ def bars(
     panel.no_value(none)
     if maximum is not None:
         panel.max(maximum)
-    return _panel(panel, title, description, queries, unit, levels, span, GRAPH_HEIGHT, instant=True)
+    return _panel(panel, title, description, queries, unit, levels, span, GRAPH_HEIGHT, instant=True, more=more)
 
 
 def timeline(
@@ -238,8 +244,12 @@ def _panel(
     span: int,
     height: int,
     instant: bool = False,
+    more: str = "",
 ) -> P:
     panel.title(title).description(description).datasource(SOURCE).unit(unit).span(span).height(height)
+    if more:
+        url = f"/d/{more}?${{__url_time_range}}"
+        panel.links([build.DashboardLink("Details").type(model.DashboardLinkType.LINK).url(url)])
     colour, *rest = levels
     steps = [model.Threshold(value=None, color=str(colour))]
     steps += [

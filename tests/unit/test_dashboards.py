@@ -109,3 +109,11 @@ def test_a_dashboard_leads_to_the_others(name: str) -> None:
     assert link["type"] == "dashboards"
     assert set(link["tags"]) <= set(DASHBOARDS[name]["tags"])
     assert link["keepTime"]
+
+
+@every_dashboard
+def test_a_panel_that_leads_to_details_leads_to_a_dashboard(name: str) -> None:
+    addresses = {f"/d/{document['uid']}?${{__url_time_range}}" for document in DASHBOARDS.values()}
+    for panel in panels(name):
+        for link in panel.get("links", []):
+            assert link["url"] in addresses, panel["title"]

@@ -222,7 +222,10 @@ class TestRoles:
         # It runs once and is gone, so a test on the host could not look at it.
         tasks = yaml.safe_load((ROLES / "training" / "tasks" / "main.yml").read_text())
         (options,) = (
-            task["community.docker.docker_container"] for task in tasks if "community.docker.docker_container" in task
+            task["community.docker.docker_container"]
+            for outer in tasks
+            for task in outer.get("block", [outer])
+            if "community.docker.docker_container" in task
         )
         assert options["user"] == "10001:10001"
         assert options["cap_drop"] == ["ALL"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ SCRAPE_SECONDS = 15
 # What Grafana makes of it when the panels are not zoomed out.
 VARIABLES = {"$__rate_interval": f"{4 * SCRAPE_SECONDS}s"}
 LOOK_BACK_SECONDS = 600
+METRIC = re.compile(r"(?:node|model_server|flask|mlflow|nginx|prometheus|pg|mlops)_\w+|\w+:\w+:\w+|\bup\b")
+# Events that did not happen, and have no series until they do.
+EVENTS = {"model_server_model_rejections_total"}
 # A rule over a day is recorded once a minute, after two scrapes.
 PATIENCE_SECONDS = 150
 
@@ -60,11 +64,12 @@ def has_data(series: list[dict[str, Any]]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def absent(host: Host) -> tuple[str, ...]:
+def absent(host: Host, prometheus_url: str) -> tuple[str, ...]:  # noqa: ARG001 - once a model is trained
     """Beginnings of the names of metrics that this host has no source for."""
     sources = {
         "pg_": host.service("mlops-postgres_exporter").is_running,
         "mlops_backup_": host.file("/var/lib/mlops/metrics/mlops_backup.prom").exists,
+        "mlops_training_": host.file("/var/lib/mlops/metrics/mlops_training.prom").exists,
     }
     return tuple(prefix for prefix, there in sources.items() if not there)
 
@@ -96,6 +101,17 @@ def test_every_query_gives_data(prometheus_url: str, absent: tuple[str, ...], fi
             break
         time.sleep(3)
     assert not pending, "no data:\n" + "\n".join(f"{target.panel}: {target.expression}" for target in pending)
+
+
+def test_every_metric_exists_also_where_its_absence_would_pass_for_zero(
+    prometheus_url: str, absent: tuple[str, ...]
+) -> None:
+    known = set(requests.get(f"{prometheus_url}/api/v1/label/__name__/values", timeout=10).json()["data"])
+    for file in FILES.glob("*.json"):
+        for target in targets(file):
+            without_labels = re.sub(r"\b(?:by|on|group_left) \([^)]*\)|\{[^}]*\}", "", target.expression)
+            named = {name for name in METRIC.findall(without_labels) if not name.startswith(absent)}
+            assert named <= known | EVENTS, target.panel
 
 
 def test_annotations_are_queries_that_prometheus_takes(prometheus_url: str) -> None:
