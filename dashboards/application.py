@@ -29,7 +29,7 @@ def mean(stage: str) -> str:
 
 ERRORS_5XX = ', status=~"5.."'
 ERRORS_4XX = ', status=~"4.."'
-BY_STATUS = parts.otherwise(f"sum by (status) ({requests()})", "status", "none")
+BY_STATUS = f"sum by (status) ({requests()})"
 ERROR_SHARE = parts.share(f"sum({requests(ERRORS_5XX)})", f"sum({requests()})")
 REFUSED_SHARE = parts.share(f"sum({requests(ERRORS_4XX)})", f"sum({requests()})")
 
@@ -158,7 +158,7 @@ def dashboard() -> Dashboard:
                             "mean",
                         ),
                         (
-                            f"histogram_quantile(0.9, sum by (le) (rate(model_server_batch_rows_bucket[{RATE}])))",
+                            f"ceil(histogram_quantile(0.9, sum by (le) (rate(model_server_batch_rows_bucket[{RATE}]))))",
                             "p90",
                         ),
                         unit="short",
@@ -171,14 +171,7 @@ def dashboard() -> Dashboard:
                     parts.graph(
                         "Predictions by version",
                         "Rows answered per second by each version; a switch hands them over.",
-                        (
-                            parts.otherwise(
-                                f"sum by (version) (rate(model_server_predictions_total[{RATE}]))",
-                                "version",
-                                "none so far",
-                            ),
-                            "version {{version}}",
-                        ),
+                        (f"sum by (version) (rate(model_server_predictions_total[{RATE}]))", "version {{version}}"),
                         unit="rowsps",
                         span=8,
                         stack=True,
@@ -193,7 +186,7 @@ def dashboard() -> Dashboard:
                     parts.graph(
                         "Versions put into service and refused",
                         "In an hour. Refused: it did not load, or did not answer its own example.",
-                        ("sum(increase(model_server_model_switches_total[1h]))", "into service"),
+                        ("round(sum(increase(model_server_model_switches_total[1h])))", "into service"),
                         (
                             parts.otherwise(
                                 "sum by (reason) (increase(model_server_model_rejections_total[1h]))", "reason", "none"

@@ -140,9 +140,9 @@ def dashboard() -> Dashboard:
                     ),
                     parts.graph(
                         "Open files",
-                        "Share of the files that the host may have open.",
-                        ("sum(node_filefd_allocated) / sum(node_filefd_maximum)", "open"),
-                        unit="percentunit",
+                        "Files, sockets and pipes that programs have open. One that never closes them climbs for days.",
+                        ("sum(node_filefd_allocated)", "open"),
+                        unit="short",
                         span=8,
                     ),
                 ],
