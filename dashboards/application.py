@@ -139,8 +139,8 @@ def dashboard() -> Dashboard:
                         stack=True,
                     ),
                     parts.graph(
-                        "Waiting, p99",
-                        "99 of 100 requests wait no longer.",
+                        "Queue and model, p99",
+                        "99 of 100 requests spend no longer in each.",
                         (quantile(0.99, "queue"), "waiting"),
                         (quantile(0.99, "predict"), "in the model"),
                         unit="s",
@@ -158,7 +158,8 @@ def dashboard() -> Dashboard:
                             "mean",
                         ),
                         (
-                            f"ceil(histogram_quantile(0.9, sum by (le) (rate(model_server_batch_rows_bucket[{RATE}]))))",
+                            "ceil(histogram_quantile(0.9, sum by (le)"
+                            f" (rate(model_server_batch_rows_bucket[{RATE}]))))",
                             "p90",
                         ),
                         unit="short",

@@ -50,6 +50,7 @@ def number(
     none: str = "no data",
     decimals: int | None = None,
     more: str = "",
+    height: int = NUMBER_HEIGHT,
 ) -> stat.Panel:
     """A big number, or with `name_only` the legend of a series in its place.
 
@@ -66,6 +67,7 @@ def number(
         none: what stands there when there is no series.
         decimals: digits after the point.
         more: uid of the dashboard with the details.
+        height: rows of the grid; as high as a graph beside one.
     """
     panel = stat.Panel()
     panel.text_mode(options.BigValueTextMode.NAME if name_only else options.BigValueTextMode.AUTO)
@@ -77,7 +79,7 @@ def number(
         panel.mappings([_mapping(mapping)])
     if decimals is not None:
         panel.decimals(decimals)
-    return _panel(panel, title, description, queries, unit, levels, span, NUMBER_HEIGHT, instant=not trend, more=more)
+    return _panel(panel, title, description, queries, unit, levels, span, height, instant=not trend, more=more)
 
 
 def graph(

@@ -78,10 +78,12 @@ def test_every_row_is_a_question_and_full(name: str) -> None:
     for panel in documents:
         if panel["type"] == "row":
             assert panel["title"].endswith("?")
-    lines: dict[int, int] = {}
+    lines: dict[int, list[dict[str, int]]] = {}
     for panel in documents:
-        lines[panel["gridPos"]["y"]] = lines.get(panel["gridPos"]["y"], 0) + panel["gridPos"]["w"]
-    assert set(lines.values()) == {24}
+        lines.setdefault(panel["gridPos"]["y"], []).append(panel["gridPos"])
+    for places in lines.values():
+        assert sum(place["w"] for place in places) == 24
+        assert len({place["h"] for place in places}) == 1, "side by side and equally high"
 
 
 @every_dashboard
