@@ -158,8 +158,10 @@ def dashboard() -> Dashboard:
                             "mean",
                         ),
                         (
-                            "ceil(histogram_quantile(0.9, sum by (le)"
-                            f" (rate(model_server_batch_rows_bucket[{RATE}]))))",
+                            (
+                                "ceil(histogram_quantile(0.9, sum by (le)"
+                                f" (rate(model_server_batch_rows_bucket[{RATE}]))))"
+                            ),
                             "p90",
                         ),
                         unit="short",
