@@ -17,7 +17,7 @@ from testinfra.host import Host
 
 ROOT = Path(__file__).parents[3]
 INVENTORY = Path(os.environ.get("MOLECULE_SCENARIO_DIRECTORY", Path(__file__).parents[1])) / "inventory"
-SERVICES = ("mlflow", "serving", "nginx")
+SERVICES = ("mlflow", "serving", "nginx", "node_exporter", "nginx_exporter", "alertmanager", "prometheus")
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,12 @@ def api_url(settings: dict[str, Any]) -> str:
 def mlflow_url(settings: dict[str, Any]) -> str:
     """MLflow itself."""
     return f"http://127.0.0.1:{settings['local_host_mlflow_port']}"
+
+
+@pytest.fixture(scope="session")
+def prometheus_url(settings: dict[str, Any]) -> str:
+    """Prometheus itself."""
+    return f"http://127.0.0.1:{settings['local_host_prometheus_port']}"
 
 
 def containers(host: Host) -> dict[str, dict[str, Any]]:
