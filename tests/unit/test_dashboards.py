@@ -37,7 +37,8 @@ def test_the_role_mounts_every_dashboard() -> None:
 
 
 def test_the_data_source_of_the_panels_is_the_one_that_is_provisioned() -> None:
-    (source,) = yaml.safe_load((ROLE / "files" / "datasource.yml").read_text())["datasources"]
+    template = (ROLE / "templates" / "datasource.yml.j2").read_text()
+    (source,) = yaml.safe_load(re.sub(r"{{.*?}}", "rendered", template))["datasources"]
     for name in DASHBOARDS:
         for panel in panels(name):
             for asked in (panel["datasource"], *(target["datasource"] for target in panel["targets"])):

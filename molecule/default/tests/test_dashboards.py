@@ -16,10 +16,10 @@ from conftest import ROOT, run_playbook, wait_until
 from testinfra.host import Host
 
 FILES = ROOT / "roles" / "grafana" / "files" / "dashboards"
-SCRAPE_SECONDS = 15
-# What Grafana makes of it when the panels are not zoomed out.
-VARIABLES = {"$__rate_interval": f"{4 * SCRAPE_SECONDS}s"}
+# What Grafana makes of the default scrape interval when the panels are not zoomed out.
+VARIABLES = {"$__rate_interval": "60s"}
 LOOK_BACK_SECONDS = 600
+STEP_SECONDS = 15
 METRIC = re.compile(r"(?:node|model_server|flask|mlflow|nginx|prometheus|pg|mlops)_\w+|\w+:\w+:\w+|\bup\b")
 # Events that did not happen, and have no series until they do.
 EVENTS = {"model_server_model_rejections_total"}
@@ -51,7 +51,7 @@ def answer(prometheus_url: str, target: Target) -> list[dict[str, Any]]:
     if target.instant:
         path, parameters = "query", {"query": target.expression}
     else:
-        span = {"start": now - LOOK_BACK_SECONDS, "end": now, "step": SCRAPE_SECONDS}
+        span = {"start": now - LOOK_BACK_SECONDS, "end": now, "step": STEP_SECONDS}
         path, parameters = "query_range", {"query": target.expression, **span}
     document = requests.post(f"{prometheus_url}/api/v1/{path}", data=parameters, timeout=10).json()
     assert document["status"] == "success", f"{target.panel}: {document.get('error')}: {target.expression}"
