@@ -186,7 +186,7 @@ def dashboard() -> Dashboard:
                     parts.graph(
                         "Locks",
                         "Held or waited for, by mode. Exclusive ones for long stop the others.",
-                        (f"sum by (mode) (pg_locks_count{{{OURS}}})", "{{mode}}"),
+                        (f"sum by (mode) (pg_locks_count{{{OURS}}}) > 0", "{{mode}}"),
                         unit="short",
                         span=8,
                         none=SQLITE,
@@ -197,6 +197,50 @@ def dashboard() -> Dashboard:
                         (f"sum(rate(pg_stat_database_temp_bytes{{{OURS}}}[{RATE}]))", "temporary"),
                         unit="Bps",
                         span=8,
+                        none=SQLITE,
+                    ),
+                ],
+            ),
+            (
+                "Does PostgreSQL's housekeeping keep up?",
+                [
+                    parts.bars(
+                        "Largest tables",
+                        "With their indexes.",
+                        ("topk(8, pg_stat_user_tables_size_bytes)", "{{relname}}"),
+                        unit="bytes",
+                        span=6,
+                        levels=(BLUE,),
+                        none=SQLITE,
+                    ),
+                    parts.graph(
+                        "Dead rows",
+                        "Share of rows that were changed or deleted and not cleared away yet. Autovacuum keeps it below "
+                        "about 0.2.",
+                        (
+                            "sum(pg_stat_user_tables_n_dead_tup)"
+                            " / (sum(pg_stat_user_tables_n_dead_tup + pg_stat_user_tables_n_live_tup) > 0)",
+                            "dead",
+                        ),
+                        unit="percentunit",
+                        span=6,
+                        none=SQLITE,
+                    ),
+                    parts.graph(
+                        "Checkpoints",
+                        "In an hour. Those asked for, rather than due, mean that much is written at once.",
+                        ("round(increase(pg_stat_checkpointer_num_timed_total[1h]))", "due"),
+                        ("round(increase(pg_stat_checkpointer_num_requested_total[1h]))", "asked for"),
+                        unit="short",
+                        span=6,
+                        none=SQLITE,
+                    ),
+                    parts.graph(
+                        "Write-ahead log",
+                        "Space that it takes. One that only grows: an archive or a replica does not fetch it.",
+                        ("pg_wal_size_bytes", "log"),
+                        unit="bytes",
+                        span=6,
                         none=SQLITE,
                     ),
                 ],
