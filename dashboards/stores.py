@@ -215,11 +215,13 @@ def dashboard() -> Dashboard:
                     ),
                     parts.graph(
                         "Dead rows",
-                        "Share of rows that were changed or deleted and not cleared away yet. Autovacuum keeps it below "
+                        "Share of rows that were changed or deleted and not cleared away. Autovacuum keeps it below "
                         "about 0.2.",
                         (
-                            "sum(pg_stat_user_tables_n_dead_tup)"
-                            " / (sum(pg_stat_user_tables_n_dead_tup + pg_stat_user_tables_n_live_tup) > 0)",
+                            (
+                                "sum(pg_stat_user_tables_n_dead_tup)"
+                                " / (sum(pg_stat_user_tables_n_dead_tup + pg_stat_user_tables_n_live_tup) > 0)"
+                            ),
                             "dead",
                         ),
                         unit="percentunit",
