@@ -24,6 +24,7 @@ values.ValueClass = values.MultiProcessValue(slots.identifier)  # type: ignore[n
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
+REQUESTS = Counter("model_server_requests", "Requests to /invocations by the status of their answer.", ["status"])
 QUEUE_SECONDS = Histogram(
     "model_server_queue_seconds", "Seconds a request waited for its prediction.", buckets=_SECONDS
 )

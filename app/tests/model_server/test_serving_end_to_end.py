@@ -193,7 +193,10 @@ def test_metrics_say_what_went_wrong_and_which_way_the_input_took(server: Server
     assert grown('model_server_errors_total{kind="model"}') == 1
     assert grown('model_server_errors_total{kind="malformed"}') == 1
     assert grown('model_server_input_path_total{path="fast"}') == 1
-    assert grown('flask_http_request_total{method="POST",status="200"}') == 1
+    assert grown('model_server_requests_total{status="200"}') == 1
+    assert grown('model_server_requests_total{status="400"}') == 1
+    assert grown('model_server_requests_total{status="500"}') == 1
+    assert grown('flask_http_request_total{method="GET",status="200"}') == 1, "the look at the metrics before"
     assert not any("BREW" in name for name in after)
 
 

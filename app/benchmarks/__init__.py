@@ -1,0 +1,1 @@
+"""Measures model servers beside one another: ``make bench-serving``."""
