@@ -10,9 +10,7 @@ from dashboards.parts import BLUE, GREEN, NO_OR_YES, RATE, RED, YELLOW
 
 def requests(matchers: str = "") -> str:
     """The rate of requests for predictions, by everything that tells them apart."""
-    return (
-        f'rate(flask_http_request_duration_seconds_count{{job="serving", url_rule="/invocations"{matchers}}}[{RATE}])'
-    )
+    return f"rate(model_server_requests_total{matchers}[{RATE}])"
 
 
 def quantile(of: float, stage: str) -> str:
@@ -27,8 +25,8 @@ def mean(stage: str) -> str:
     )
 
 
-ERRORS_5XX = ', status=~"5.."'
-ERRORS_4XX = ', status=~"4.."'
+ERRORS_5XX = '{status=~"5.."}'
+ERRORS_4XX = '{status=~"4.."}'
 BY_STATUS = f"sum by (status) ({requests()})"
 ERROR_SHARE = parts.share(f"sum({requests(ERRORS_5XX)})", f"sum({requests()})")
 REFUSED_SHARE = parts.share(f"sum({requests(ERRORS_4XX)})", f"sum({requests()})")
