@@ -14,7 +14,6 @@ from grafana_foundation_sdk.models import dashboard as model
 
 SOURCE = model.DataSourceRef(type_val="prometheus", uid="mlops-prometheus")
 TAG = "mlops"
-GRID_COLUMNS = 24
 GRAPH_HEIGHT = 8
 NUMBER_HEIGHT = 4
 
@@ -30,7 +29,6 @@ Levels = tuple[str | float, ...]
 Mapping = dict[int, tuple[str, str]]
 Query = tuple[str, str]
 """An expression and the legend of its series."""
-
 
 P = TypeVar("P", timeseries.Panel, stat.Panel, bargauge.Panel, statetimeline.Panel)
 Row = tuple[str, Sequence[Builder[model.Panel]]]
