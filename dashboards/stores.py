@@ -8,7 +8,7 @@ from dashboards import parts
 from dashboards.parts import BLUE, GREEN, RATE, RED, UP_OR_DOWN, YELLOW
 
 OURS = 'datname!~"template.*|postgres"'
-SQLITE = "MLflow keeps its data in SQLite on this host"
+SQLITE = "no PostgreSQL here"
 MLFLOW_ERRORS = parts.share(
     f'sum(rate(mlflow_http_request_total{{status=~"5.."}}[{RATE}]))', f"sum(rate(mlflow_http_request_total[{RATE}]))"
 )

@@ -12,6 +12,7 @@ CPU_USED = f'1 - avg(rate(node_cpu_seconds_total{{mode="idle"}}[{RATE}]))'
 MEMORY_USED = "1 - sum(node_memory_MemAvailable_bytes) / sum(node_memory_MemTotal_bytes)"
 # Recorded by Prometheus, for the alerts too.
 DISK_USED = "1 - mountpoint:node_filesystem_avail:ratio"
+SPACE_IN_A_DAY = "clamp_min(min by (mountpoint) (predict_linear(node_filesystem_avail_bytes[6h], 86400)), 0)"
 DISK_LEVELS = (GREEN, 0.9, YELLOW, 0.97, RED)
 
 
@@ -162,7 +163,8 @@ def dashboard() -> Dashboard:
                     parts.graph(
                         "Space left",
                         "Dashed: below 5 GB a training run or a build may fail.",
-                        ("min by (mountpoint, device) (node_filesystem_avail_bytes)", "{{mountpoint}}"),
+                        ("min by (mountpoint) (node_filesystem_avail_bytes)", "{{mountpoint}}"),
+                        (SPACE_IN_A_DAY, "{{mountpoint}} in a day, at this pace"),
                         unit="bytes",
                         span=8,
                         levels=(RED, 5e9, GREEN),
