@@ -67,6 +67,9 @@ def provisioned(host: Host) -> Iterator[PlaybookRun]:
     )
     assert removed.returncode == 0, removed.stdout
     host.check_output(f"docker volume rm mlops_grafana_data && docker rmi {IMAGE}")
+    # Prometheus no longer looks for it.
+    without = run_playbook("site.yml", "--tags", "monitoring")
+    assert without.status == 0, without.output
 
 
 @pytest.fixture
