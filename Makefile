@@ -17,7 +17,7 @@ PIP_SYNC = UV_SYSTEM_CERTS=1 uv pip sync --quiet --python .venv --require-hashes
 PIP_COMPILE = UV_NO_CONFIG=1 uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
-.PHONY: help demo demo-down site dev serve train full test lint unit molecule bench-provision bench-serving setup setup-dev lock clean
+.PHONY: help demo demo-down site dev serve train full dashboards test lint unit molecule bench-provision bench-serving setup setup-dev lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / { printf "%-22s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ site: setup  ## Make every host what the inventory says
 
 dev serve train full: setup  ## Apply one profile
 	$(PLAYBOOK) site.yml --tags $@
+
+dashboards: setup-dev  ## Write the dashboards that Grafana gets from their code
+	python -m dashboards
 
 test: setup-dev  ## Run every check and test, and say how long each took
 	.ci/timed lint unit molecule

@@ -1,0 +1,122 @@
+"""Every query of every panel is run against the live Prometheus, as Grafana would run it, and gives data."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import requests
+from conftest import ROOT, run_playbook, wait_until
+from testinfra.host import Host
+
+FILES = ROOT / "roles" / "grafana" / "files" / "dashboards"
+# What Grafana makes of the default scrape interval when the panels are not zoomed out.
+VARIABLES = {"$__rate_interval": "60s"}
+LOOK_BACK_SECONDS = 600
+STEP_SECONDS = 15
+METRIC = re.compile(r"(?:node|model_server|flask|mlflow|nginx|prometheus|pg|mlops)_\w+|\w+:\w+:\w+|\bup\b")
+# Events that did not happen, and have no series until they do.
+EVENTS = {"model_server_model_rejections_total"}
+# A rule over a day is recorded once a minute, after two scrapes.
+PATIENCE_SECONDS = 150
+
+
+class Target(NamedTuple):
+    """One query of one panel."""
+
+    panel: str
+    expression: str
+    instant: bool
+
+
+def targets(file: Path) -> Iterator[Target]:
+    for panel in json.loads(file.read_text())["panels"]:
+        for target in panel.get("targets", []):
+            expression = target["expr"]
+            for name, value in VARIABLES.items():
+                expression = expression.replace(name, value)
+            assert "$" not in expression, f"{panel['title']}: a variable that this test does not know"
+            yield Target(panel["title"], expression, target.get("instant", False))
+
+
+def answer(prometheus_url: str, target: Target) -> list[dict[str, Any]]:
+    """The series that a query gives."""
+    now = time.time()
+    if target.instant:
+        path, parameters = "query", {"query": target.expression}
+    else:
+        span = {"start": now - LOOK_BACK_SECONDS, "end": now, "step": STEP_SECONDS}
+        path, parameters = "query_range", {"query": target.expression, **span}
+    document = requests.post(f"{prometheus_url}/api/v1/{path}", data=parameters, timeout=10).json()
+    assert document["status"] == "success", f"{target.panel}: {document.get('error')}: {target.expression}"
+    return list(document["data"]["result"])
+
+
+def has_data(series: list[dict[str, Any]]) -> bool:
+    values = (value for item in series for _, value in item.get("values", [item.get("value")]))
+    return any(math.isfinite(float(value)) for value in values)
+
+
+@pytest.fixture(scope="module")
+def absent(host: Host, prometheus_url: str) -> tuple[str, ...]:  # noqa: ARG001 - once a model is trained
+    """Beginnings of the names of metrics that this host has no source for."""
+    sources = {
+        "pg_": host.service("mlops-postgres_exporter").is_running,
+        "mlops_backup_": host.file("/var/lib/mlops/metrics/mlops_backup.prom").exists,
+        "mlops_training_": host.file("/var/lib/mlops/metrics/mlops_training.prom").exists,
+    }
+    return tuple(prefix for prefix, there in sources.items() if not there)
+
+
+@pytest.fixture(scope="module")
+def prometheus_url(settings: dict[str, Any]) -> str:
+    """Prometheus on the host's port, with a model served and requests of all kinds behind it."""
+    api_url = f"http://127.0.0.1:{settings['local_host_api_port']}"
+    result = run_playbook("site.yml", "--tags", "train", "--extra-vars", "training_only_when_missing=true")
+    assert result.status == 0, result.output
+    wait_until(lambda: requests.get(f"{api_url}/ready", timeout=10).status_code == 200, 60, "a model is served")
+    for number in range(60):
+        good = requests.post(f"{api_url}/invocations", json={"inputs": [f"parse text {number}"]}, timeout=10)
+        assert good.status_code == 200, good.text
+        requests.post(f"{api_url}/invocations", json={"no": "input"}, timeout=10)
+        # Spread over two scrapes, since a rate needs both.
+        time.sleep(0.5)
+    return f"http://127.0.0.1:{settings['local_host_prometheus_port']}"
+
+
+@pytest.mark.parametrize("file", sorted(FILES.glob("*.json")), ids=lambda file: file.stem)
+def test_every_query_gives_data(prometheus_url: str, absent: tuple[str, ...], file: Path) -> None:
+    pending = [target for target in targets(file) if not any(prefix in target.expression for prefix in absent)]
+    assert pending
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        pending = [target for target in pending if not has_data(answer(prometheus_url, target))]
+        if not pending or time.monotonic() > deadline:
+            break
+        time.sleep(3)
+    assert not pending, "no data:\n" + "\n".join(f"{target.panel}: {target.expression}" for target in pending)
+
+
+def test_every_metric_exists_also_where_its_absence_would_pass_for_zero(
+    prometheus_url: str, absent: tuple[str, ...]
+) -> None:
+    known = set(requests.get(f"{prometheus_url}/api/v1/label/__name__/values", timeout=10).json()["data"])
+    for file in FILES.glob("*.json"):
+        for target in targets(file):
+            without_labels = re.sub(r"\b(?:by|on|group_left) \([^)]*\)|\{[^}]*\}", "", target.expression)
+            named = {name for name in METRIC.findall(without_labels) if not name.startswith(absent)}
+            assert named <= known | EVENTS, target.panel
+
+
+def test_annotations_are_queries_that_prometheus_takes(prometheus_url: str) -> None:
+    for file in FILES.glob("*.json"):
+        for annotation in json.loads(file.read_text())["annotations"]["list"]:
+            expression = annotation["expr"].replace("$__rate_interval", VARIABLES["$__rate_interval"])
+            # It has no series while nothing happens.
+            answer(prometheus_url, Target(annotation["name"], expression, instant=False))

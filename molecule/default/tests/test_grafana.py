@@ -1,0 +1,184 @@
+"""The role grafana, as far as it can be shown without Grafana: no machine that tests this reaches a registry.
+
+A stand-in takes the image's place. It has the port, the health endpoint and the entry point of upstream's image, and a
+directory for the data that belongs to root, as another image might have. What it shows is the work of the role: unit,
+files, permissions, secrets, confinement. That Grafana itself takes the configuration, it cannot show.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+from conftest import INVENTORY, ROOT, PlaybookRun, containers, run_playbook
+from testinfra.host import Host
+
+IMAGE = "mlops-test-grafana:1"
+STAND_IN = """
+import configparser, http.server, os, pathlib, signal, sys
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+
+ini = configparser.ConfigParser(interpolation=None)
+ini.read("/etc/grafana/grafana.ini")
+for key in ("admin_password", "secret_key"):
+    path = ini["security"][key].removeprefix("$__file{").removesuffix("}")
+    assert len(pathlib.Path(path).read_text()) >= 32, key
+pathlib.Path("/var/lib/grafana/grafana.db").write_text("data")
+assert os.getuid() == 10001
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/api/health" else 404)
+        self.end_headers()
+
+http.server.HTTPServer(("", ini.getint("server", "http_port")), Handler).serve_forever()
+"""
+DOCKERFILE = f"""
+ARG BASE
+FROM ${{BASE}}
+USER root
+RUN mkdir --mode=0755 /var/lib/grafana \\
+    && echo {base64.b64encode(STAND_IN.encode()).decode()} | base64 --decode > /stand-in.py
+USER 472:0
+CMD ["python3", "/stand-in.py"]
+"""
+
+
+@pytest.fixture(scope="module")
+def provisioned(host: Host) -> Iterator[PlaybookRun]:
+    """A run with the stand-in, which is removed afterwards."""
+    base = host.check_output("docker images --format '{{.Repository}}:{{.Tag}}' mlops-python").split()[0]
+    text = base64.b64encode(DOCKERFILE.encode()).decode()
+    host.check_output(f"echo {text} | base64 --decode | docker build --quiet --build-arg BASE={base} --tag {IMAGE} -")
+    yield run_playbook("site.yml", "--tags", "monitoring", "--extra-vars", f"grafana_image={IMAGE}")
+    removed = subprocess.run(
+        ["ansible", "mlops", "--inventory", INVENTORY, "-m", "systemd_container", "-a", "name=grafana state=absent"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert removed.returncode == 0, removed.stdout
+    host.check_output(f"docker volume rm mlops_grafana_data && docker rmi {IMAGE}")
+    # Prometheus no longer looks for it.
+    without = run_playbook("site.yml", "--tags", "monitoring")
+    assert without.status == 0, without.output
+
+
+@pytest.fixture
+def document(host: Host, provisioned: PlaybookRun) -> dict[str, Any]:
+    """What `docker inspect` says about the container."""
+    assert provisioned.status == 0, provisioned.output
+    return containers(host)["grafana"]
+
+
+@pytest.fixture
+def grafana_url(settings: dict[str, Any]) -> str:
+    """Grafana on the host's port."""
+    return f"http://127.0.0.1:{settings['local_host_grafana_port']}"
+
+
+class TestWithoutAnImage:
+    def test_the_run_goes_on_and_says_so_twice(self, host: Host) -> None:
+        result = run_playbook("site.yml", "--tags", "monitoring")
+        assert result.status == 0, result.output
+        assert result.output.count("grafana is left out") == 2, "at once, and in the summary"
+        assert "grafana" not in containers(host)
+
+    def test_where_it_is_not_optional_the_run_is_refused_with_the_way_out(self) -> None:
+        result = run_playbook("site.yml", "--tags", "monitoring", "--extra-vars", "grafana_optional=false")
+        assert result.status != 0
+        assert "Nothing was changed. grafana_image: " in result.output
+        assert "set grafana_optional: true" in result.output
+
+
+class TestWithTheStandIn:
+    def test_the_unit_runs_and_the_port_is_published(
+        self, host: Host, document: dict[str, Any], grafana_url: str
+    ) -> None:
+        assert host.service("mlops-grafana").is_running
+        assert host.service("mlops-grafana").is_enabled
+        assert requests.get(f"{grafana_url}/api/health", timeout=10).status_code == 200
+        assert document["State"]["Health"]["Status"] == "healthy"
+
+    def test_the_summary_says_where_the_password_is_and_not_what_it_is(
+        self, host: Host, provisioned: PlaybookRun
+    ) -> None:
+        password = host.check_output("cat /etc/mlops/secrets/grafana_admin_password")
+        assert "/etc/mlops/secrets/grafana_admin_password" in provisioned.output
+        assert password not in provisioned.output
+
+    def test_the_container_is_confined_like_the_others(self, host: Host, document: dict[str, Any]) -> None:
+        limits = document["HostConfig"]
+        assert document["Config"]["User"] == "10001:10001", "whatever the image says"
+        assert limits["ReadonlyRootfs"]
+        assert limits["CapDrop"] == ["ALL"]
+        assert not limits["CapAdd"]
+        assert "no-new-privileges" in limits["SecurityOpt"]
+        assert limits["Memory"] > 0
+        processes = host.check_output("docker top mlops-grafana -eo pid,uid,comm").splitlines()[1:]
+        assert {line.split()[1] for line in processes} == {"10001"}
+
+    def test_its_data_is_its_own_though_the_images_directory_is_roots(
+        self, host: Host, document: dict[str, Any]
+    ) -> None:
+        (volume,) = (mount for mount in document["Mounts"] if mount["Type"] == "volume")
+        assert volume["Name"] == "mlops_grafana_data"
+        assert volume["Destination"] == "/var/lib/grafana"
+        assert host.check_output(f"stat --format '%u:%g %a' {volume['Source']}") == "10001:10001 700"
+        assert host.file(f"{volume['Source']}/grafana.db").exists
+
+    @pytest.mark.parametrize("name", ["grafana_admin_password", "grafana_secret_key"])
+    def test_secrets_are_files_and_nowhere_else(self, host: Host, document: dict[str, Any], name: str) -> None:
+        secret = host.check_output(f"cat /etc/mlops/secrets/{name}")
+        assert len(secret) >= 32
+        assert host.file(f"/etc/mlops/secrets/{name}").mode == 0o600
+        assert secret not in json.dumps(document)
+        for place in ("/etc/mlops/grafana", "/etc/systemd/system"):
+            assert host.run(f"grep --recursive --quiet --fixed-strings -- {secret} {place}").rc == 1, place
+        assert secret not in host.check_output("journalctl --unit mlops-grafana --no-pager")
+        environment = host.check_output(f"cat /proc/{document['State']['Pid']}/environ")
+        assert secret not in environment
+
+    def test_what_is_provisioned_is_mounted_read_only(self, document: dict[str, Any]) -> None:
+        mounts = {mount["Destination"]: mount["RW"] for mount in document["Mounts"] if mount["Type"] == "bind"}
+        assert not any(mounts.values())
+        for path in (
+            "/etc/grafana/grafana.ini",
+            "/etc/grafana/provisioning/datasources/mlops.yml",
+            "/etc/grafana/provisioning/dashboards/mlops.yml",
+            "/etc/grafana/dashboards/ml-pipeline.json",
+            "/etc/grafana/dashboards/system.json",
+            "/etc/grafana/dashboards/application.json",
+            "/etc/grafana/dashboards/stores.json",
+        ):
+            assert path in mounts
+
+    def test_nothing_calls_out_and_nobody_signs_up(self, host: Host, provisioned: PlaybookRun) -> None:
+        assert provisioned.status == 0, provisioned.output
+        configuration = host.file("/etc/mlops/grafana/grafana.ini").content_string
+        for line in (
+            "allow_sign_up = false",
+            "[auth.anonymous]\nenabled = false",
+            "reporting_enabled = false",
+            "check_for_updates = false",
+            "check_for_plugin_updates = false",
+            "disable_gravatar = true",
+            "news_feed_enabled = false",
+            "preinstall_disabled = true",
+            "external_enabled = false",
+        ):
+            assert line in configuration
+
+    def test_a_second_run_changes_nothing(self, provisioned: PlaybookRun) -> None:
+        assert provisioned.status == 0, provisioned.output
+        again = run_playbook("site.yml", "--tags", "monitoring", "--extra-vars", f"grafana_image={IMAGE}")
+        assert again.status == 0, again.output
+        assert again.changed == 0, again.output
