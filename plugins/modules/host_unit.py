@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import secrets as random_source
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ options:
       name: {description: File name., type: str, required: true}
       content: {description: The secret. Without it the file is removed or generated., type: str, default: ""}
       generated:
-        description: Whether the host makes a secret without content once, and keeps it.
+        description: Whether the host makes a secret without content, once. One that is replaced is kept beside it.
         type: bool
         default: false
 attributes:
@@ -137,6 +138,9 @@ def make_so(
         content = secret["content"] or None
         if content is None and secret["generated"]:
             content = host.read(path) or random_source.token_urlsafe(GENERATED_SECRET_BYTES)
+        elif secret["generated"] and host.read(path) not in {None, content} and not check_mode:
+            # What it opens may still be needed: nothing is ever lost.
+            host.write(f"{path}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}", host.read(path) or "", 0o600)
         provide(path, content, 0o600, secret=True)
 
     own_file_changed = f"{UNIT_DIR}/{unit}" in changes
