@@ -58,6 +58,10 @@ class Appliance(appliance_backup.Appliance):  # type: ignore[misc, name-defined]
         code, said = getattr(self, program)(arguments, stdin, stdout)
         return subprocess.CompletedProcess(command, code, said.encode(), said.encode() if code else b"")
 
+    def systemctl(self, arguments: list[str], *_: Any) -> tuple[int, str]:
+        assert arguments == ["start", "mlops-postgres.service"]
+        return 0, ""
+
     def docker(self, arguments: list[str], stdin: Any, stdout: Any) -> tuple[int, str]:
         place = self.volumes / arguments[-1] / "_data"
         match arguments:
@@ -145,6 +149,11 @@ def rows(appliance: Appliance) -> list[str]:
         return [row[0] for row in connection.execute("SELECT id FROM runs")]
 
 
+def with_postgres(appliance: Appliance) -> None:
+    appliance.postgres_unit.parent.mkdir(parents=True)
+    appliance.postgres_unit.touch()
+
+
 def forget_everything(appliance: Appliance) -> None:
     shutil.rmtree(appliance.volumes)
     (appliance.secrets / "grafana_secret_key").unlink()
@@ -203,7 +212,14 @@ class TestBackup:
     def test_periods_decide_what_stays(self, appliance: Appliance) -> None:
         appliance.back_up()
         (forgotten,) = (command for command in appliance.commands if " forget " in command)
-        assert forgotten.endswith("--tag=mlops --host=one --group-by=host --prune --keep-daily=7")
+        assert forgotten.endswith("--tag=mlops --host=one --group-by=host --prune --keep-daily=7 --keep-within=3d")
+
+    def test_a_host_that_lost_its_database_is_no_backup(self, appliance: Appliance) -> None:
+        appliance.back_up()
+        forget_everything(appliance)
+        with pytest.raises(BackupError, match="there is nothing to back up"):
+            appliance.back_up()
+        assert len(appliance.taken) == 1
 
     def test_credentials_reach_restic_by_its_environment_only(self, appliance: Appliance) -> None:
         (appliance.secrets / "backup_environment").write_text("# S3\nAWS_SECRET_ACCESS_KEY='s=cret'\n")
@@ -271,23 +287,35 @@ class TestRestore:
         assert (found["store"], found["host"]) == ("sqlite", "one")
         assert found["present"] == ["mlops_mlflow_data", "mlops_mlflow_artifacts"]
 
-    def test_a_dump_waits_for_postgresql_and_is_gone_when_it_is_loaded(self, appliance: Appliance) -> None:
+    def test_postgresql_is_emptied_started_and_loaded(self, appliance: Appliance) -> None:
         (appliance.state / "mlflow-store").write_text("postgres\n")
         (appliance.made_volume("mlops_postgres_data") / "PG_VERSION").write_text("17")
         appliance.back_up()
         (appliance.state / "mlflow-store").unlink()
-        appliance.restore("latest")
-        assert list((appliance.volumes / "mlops_postgres_data/_data").iterdir()) == []
-        assert appliance.store() == "postgres"
-        appliance.load()
+        with_postgres(appliance)
+        said = appliance.restore("latest")
+        assert "The database was loaded into PostgreSQL." in said
+        assert appliance.commands[-2] == "systemctl start mlops-postgres.service"
         assert appliance.loaded == b"the dump"
-        assert appliance.load() == "There is no dump to load."
+        assert list((appliance.volumes / "mlops_postgres_data/_data").iterdir()) == []
+        assert list(appliance.volumes.glob("before-restore-*-mlops_postgres_data/_data/PG_VERSION"))
+        assert appliance.store() == "postgres"
+        assert not appliance.dump.exists()
 
-    def test_a_dump_that_cannot_be_loaded_stays(self, appliance: Appliance) -> None:
+    def test_a_dump_that_cannot_be_loaded_stays_and_can_be_loaded_later(self, appliance: Appliance) -> None:
+        (appliance.state / "mlflow-store").write_text("postgres\n")
+        appliance.dumped = b"half of the"
+        appliance.back_up()
+        with_postgres(appliance)
+        with pytest.raises(BackupError, match="it is damaged\nAll else is restored"):
+            appliance.restore("latest")
+        appliance.dump.write_bytes(b"the dump")
+        assert appliance.load() == "The database was loaded into PostgreSQL."
+        with pytest.raises(BackupError, match="there is no dump to load"):
+            appliance.load()
+
+    def test_data_of_postgresql_are_refused_where_it_is_not(self, appliance: Appliance) -> None:
         (appliance.state / "mlflow-store").write_text("postgres\n")
         appliance.back_up()
-        appliance.restore("latest")
-        appliance.dump.write_bytes(b"half of the")
-        with pytest.raises(BackupError, match="it is damaged"):
-            appliance.load()
-        assert appliance.dump.exists()
+        with pytest.raises(BackupError, match="put the host into group postgres and run site.yml first"):
+            appliance.look("latest")

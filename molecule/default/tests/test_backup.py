@@ -96,15 +96,17 @@ def test_it_is_taken_every_night_and_kept_from_others(host: Host) -> None:
 
 
 @pytest.mark.usefixtures("backup")
-def test_of_a_day_the_last_snapshot_stays(host: Host) -> None:
-    for _ in range(2):
-        host.check_output(f"{PROGRAM} backup")
-    environment = f"RESTIC_REPOSITORY=/var/backups/mlops RESTIC_PASSWORD_FILE={PASSWORD}"
-    snapshots = json.loads(host.check_output(f"{environment} restic snapshots --json"))
-    # The oldest stands for all periods that are not full yet.
-    days = [item["time"][:10] for item in snapshots[1:]]
-    assert len(days) == len(set(days))
+def test_of_a_day_that_is_past_one_snapshot_stays(host: Host) -> None:
+    restic = f"RESTIC_REPOSITORY=/var/backups/mlops RESTIC_PASSWORD_FILE={PASSWORD} restic"
+    name = json.loads(host.check_output("cat /etc/mlops/backup/backup.json"))["host"]
+    times = [f"2026-01-02 {hour}:00:00" for hour in ("08", "09", "10")]
+    for time in times:
+        host.check_output(f"{restic} backup --tag mlops --host {name} --time '{time}' /etc/hostname")
+    host.check_output(f"{PROGRAM} backup")
+    snapshots = [item["time"] for item in json.loads(host.check_output(f"{restic} snapshots --json"))]
     assert metrics(host)["mlops_backup_snapshots"] == len(snapshots)
+    # The oldest of all stands for the periods that are not full yet.
+    assert [item[11:13] for item in snapshots if item.startswith("2026-01-02")] == ["08", "10"]
 
 
 @pytest.mark.usefixtures("backup", "other_password")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 DOCKER = "docker"
+SYSTEMCTL = "systemctl"
 RESTIC = "restic"
 TAG = "mlops"
 POSTGRES = "mlops-postgres"
@@ -39,6 +40,9 @@ SERVED_MODELS = "mlops_model_artifacts"
 MLFLOW_STORE = "mlflow-store"
 # A backup is opened with these: inside they would be of no use, and put back they would lock the way to it.
 OWN_SECRETS = frozenset({"restic_password", "backup_environment"})
+
+# Everything younger stays.
+KEEP_WITHIN = "3d"
 
 # restic(1), "Exit status codes"
 NO_REPOSITORY, LOCKED, WRONG_PASSWORD = 10, 11, 12
@@ -79,6 +83,7 @@ class Appliance:
         self.used_repository = self.state / "backup-repository"
         self.metrics = self.state / "metrics" / "mlops_backup.prom"
         self.cache = root / "var/cache/mlops-backup"
+        self.postgres_unit = root / "etc/systemd/system" / f"{POSTGRES}.service"
         self.settings = Settings(**json.loads(self.configuration.read_text(encoding="utf-8")))
 
     # -- programs -------------------------------------------------------------------------------------------------
@@ -175,6 +180,8 @@ class Appliance:
         shutil.rmtree(self.staging)
         keep = [f"--keep-{period}={count}" for period, count in self.settings.keep.items() if count > 0]
         if keep:
+            # Whatever the periods say: a backup of a host that lost its data must not push out the one from before.
+            keep.append(f"--keep-within={KEEP_WITHIN}")
             self.restic("forget", f"--tag={TAG}", host, "--group-by=host", "--prune", *keep)
         try:
             self.restic("check")
@@ -211,6 +218,8 @@ class Appliance:
         elif store == "postgres":
             self._dump_postgres(self.staging / "mlflow.dump")
         contents = [volume for volume, name in databases if self._copy_sqlite(volume, name)]
+        if store == "sqlite" and MLFLOW_DATABASE[0] not in contents:
+            raise BackupError("MLflow has no database on this host: there is nothing to back up. Run site.yml first.")
         paths = [self.staging, self.secrets]
         artifacts = self.volume(ARTIFACTS)
         volumes = {}
@@ -296,7 +305,13 @@ class Appliance:
         if staged is None:
             raise BackupError(f"restore_snapshot: {wanted!r} is no backup of an appliance.")
         snapshot["staged"] = staged
-        return snapshot, json.loads(self.restic("dump", snapshot["id"], f"{staged}/manifest.json"))
+        manifest = json.loads(self.restic("dump", snapshot["id"], f"{staged}/manifest.json"))
+        if manifest["store"] == "postgres" and not self.postgres_unit.exists():
+            raise BackupError(
+                f"snapshot {snapshot['id'][:8]} has MLflow's data from PostgreSQL, which is not on this host: "
+                "put the host into group postgres and run site.yml first."
+            )
+        return snapshot, manifest
 
     def look(self, wanted: str) -> dict[str, Any]:
         """What a restore would bring back, and the volumes that hold something now. Changes nothing."""
@@ -330,7 +345,8 @@ class Appliance:
         kept += self._swap_secrets(aside)
         (self.state / MLFLOW_STORE).write_text(f"{manifest['store']}\n", encoding="utf-8")
         (self.state / MLFLOW_STORE).chmod(0o600)
-        return f"Restored {snapshot['id'][:8]} of {snapshot['time'][:19]}. Kept aside: {', '.join(kept) or 'nothing'}."
+        said = f"Restored {snapshot['id'][:8]} of {snapshot['time'][:19]}. Kept aside: {', '.join(kept) or 'nothing'}."
+        return f"{said} {self.load()}" if manifest["store"] == "postgres" else said
 
     def _fetch(self, snapshot: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Path]:
         """Bring the snapshot to the disk, beside the places where it belongs; returns new volumes by name."""
@@ -385,18 +401,22 @@ class Appliance:
         return [str(former)]
 
     def load(self) -> str:
-        """Load the dump that a restore left into the PostgreSQL that runs now; returns what was done, for people.
+        """Start PostgreSQL and load the dump of a restored snapshot; returns what was done, for people.
 
         Raises:
             BackupError: it cannot be loaded; the dump stays.
         """
         if not self.dump.exists():
-            return "There is no dump to load."
+            raise BackupError(f"there is no dump to load: {self.dump} is not there.")
+        self.output(SYSTEMCTL, "start", f"{POSTGRES}.service")
         with self.dump.open("rb") as stream:
             options = ("--no-owner", "--role=mlflow", "--single-transaction", "--exit-on-error", *POSTGRES_LOGIN)
             result = self.run(DOCKER, "exec", "--interactive", POSTGRES, "pg_restore", *options, stdin=stream)
         if result.returncode != 0:
-            raise BackupError(f"the dump {self.dump} cannot be loaded into PostgreSQL: {_said(result)}")
+            raise BackupError(
+                f"the dump cannot be loaded into PostgreSQL: {_said(result)}\nAll else is restored. "
+                f"When PostgreSQL is in order: {Path(sys.argv[0])} load"
+            )
         self.dump.unlink()
         return "The database was loaded into PostgreSQL."
 
@@ -422,7 +442,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("backup", help="take a snapshot, forget old ones, check the repository")
     for name, text in (("look", "say what a snapshot would bring back"), ("restore", "bring a snapshot back")):
         commands.add_parser(name, help=text).add_argument("snapshot", nargs="?", default="latest")
-    commands.add_parser("load", help="load the database of a restored snapshot into PostgreSQL")
+    commands.add_parser(
+        "load", help="load the database of a restored snapshot into PostgreSQL, when a restore could not"
+    )
     chosen = parser.parse_args(arguments)
     try:
         appliance = Appliance()
