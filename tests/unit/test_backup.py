@@ -317,5 +317,5 @@ class TestRestore:
     def test_data_of_postgresql_are_refused_where_it_is_not(self, appliance: Appliance) -> None:
         (appliance.state / "mlflow-store").write_text("postgres\n")
         appliance.back_up()
-        with pytest.raises(BackupError, match="put the host into group postgres and run site.yml first"):
+        with pytest.raises(BackupError, match="put the host into group postgres and run"):
             appliance.look("latest")

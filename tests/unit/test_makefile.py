@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 PLAYBOOK = "ansible-playbook -i inventories/local"
@@ -57,6 +58,14 @@ def test_a_target_is_one_line_of_ansible(target: str) -> None:
 def test_the_inventory_and_further_arguments_go_to_every_playbook() -> None:
     shown = dry_run("status", "INVENTORY=inventories/production", "ARGS=--limit one")
     assert shown == "ansible-playbook -i inventories/production --limit one playbooks/status.yml"
+
+
+@pytest.mark.parametrize("playbook", ["shell_train.yml", "images.yml"])
+def test_a_playbook_that_looks_at_the_settings_knows_those_of_every_role(playbook: str) -> None:
+    def roles(path: Path) -> set[str]:
+        return {item["role"] for play in yaml.safe_load(path.read_text()) for item in play.get("roles", [])}
+
+    assert roles(ROOT / "playbooks" / playbook) == roles(ROOT / "site.yml")
 
 
 @pytest.mark.parametrize("target", ["down-volumes", "restore"])

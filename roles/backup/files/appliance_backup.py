@@ -442,9 +442,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("backup", help="take a snapshot, forget old ones, check the repository")
     for name, text in (("look", "say what a snapshot would bring back"), ("restore", "bring a snapshot back")):
         commands.add_parser(name, help=text).add_argument("snapshot", nargs="?", default="latest")
-    commands.add_parser(
-        "load", help="load the database of a restored snapshot into PostgreSQL, when a restore could not"
-    )
+    commands.add_parser("load", help="load the database that a restore could not load into PostgreSQL")
     chosen = parser.parse_args(arguments)
     try:
         appliance = Appliance()
