@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
+import mlflow
 import requests
 from conftest import ROOT, PlaybookRun, container_ids, healthy_services, run_playbook, wait_until
 from testinfra.host import Host
@@ -77,7 +82,7 @@ def test_down_stops_all_over_a_reboot_and_keeps_all_data_and_a_profile_brings_it
     assert host.check_output("docker volume ls --quiet") == volumes
     units = json.loads(host.check_output("systemctl list-units 'mlops*' --state=active --output=json"))
     assert units == []
-    assert "enabled" not in host.check_output("systemctl list-unit-files 'mlops*' --no-legend")
+    assert host.check_output("systemctl list-unit-files 'mlops*' --state=enabled --no-legend") == ""
 
     status = run_playbook("playbooks/status.yml")
     assert status.status == 0, "nothing should be up, so nothing is wrong"
@@ -86,3 +91,27 @@ def test_down_stops_all_over_a_reboot_and_keeps_all_data_and_a_profile_brings_it
 
     site()
     wait_until(lambda: healthy_services(host) == running, 30, "every service is back")
+
+
+def in_a_terminal(program: Path, typed: str) -> str:
+    """What a program shows on a terminal on which this is typed, to its end."""
+    ours, its = pty.openpty()
+    with subprocess.Popen([program], stdin=its, stdout=its, stderr=its, start_new_session=True) as running:
+        os.close(its)
+        os.write(ours, typed.encode())
+        shown = b""
+        # Reading fails when the program has closed its side.
+        with suppress(OSError):
+            while part := os.read(ours, 4096):
+                shown += part
+        assert running.wait(60) == 0, shown
+    return shown.decode()
+
+
+def test_a_shell_for_training_is_a_terminal_in_the_container_of_a_run() -> None:
+    result = run_playbook("playbooks/shell_train.yml", "--tags", "train")
+    assert result.status == 0, result.output
+    commands = "tty; id --user; echo $EXPERIMENT_NAME; curl --silent mlflow:5000/version; touch /x; exit 0"
+    shown = in_a_terminal(ROOT / ".local" / "shell-train", f"{commands}\n")
+    for wanted in ("/dev/pts/0", "10001", "code-search", mlflow.__version__, "Read-only file system"):
+        assert wanted in shown.partition("exit 0")[2], wanted
