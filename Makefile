@@ -4,6 +4,8 @@ INVENTORY = inventories/local
 # Goes to every playbook: make demo ARGS='-e local_host_ui_port=8081'
 ARGS =
 PYTHON = python3
+# make down-volumes CONFIRM=yes, make restore CONFIRM=yes
+CONFIRM =
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Ansible insists on UTF-8, and starts a second later where Python may not keep what it compiled.
@@ -13,14 +15,20 @@ unexport PYTHONDONTWRITEBYTECODE
 export MOLECULE_COMMAND_BORDERS := false
 
 PLAYBOOK = ansible-playbook -i $(INVENTORY) $(ARGS)
+# Beside another inventory it gives each appliance PostgreSQL.
+POSTGRES = -i inventories/postgres.yml
+CONFIRMED = $(if $(CONFIRM),-e confirm=$(CONFIRM))
 PIP_SYNC = UV_SYSTEM_CERTS=1 uv pip sync --quiet --python .venv --require-hashes
 PIP_COMPILE = UV_NO_CONFIG=1 uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
-.PHONY: help demo demo-down site dev serve train full dashboards test lint unit molecule bench-provision bench-serving setup setup-dev lock clean
+.PHONY: help demo demo-down site dev postgres serve train monitoring full dev-postgres dev-full down down-volumes \
+	status logs shell-train backup restore docker-build test-docker dashboards test lint unit molecule \
+	bench-provision bench-serving setup setup-dev lock clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / { printf "%-22s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z %-]*:.*## / { sub(/%/, "SERVICE", $$1); n = split($$1, names, " "); \
+	  for (i = 1; i <= n; i++) printf "%-18s %s\n", names[i], $$2 }' Makefile
 
 demo: setup  ## From nothing to an answered question, on a host made on this machine
 	$(PLAYBOOK) playbooks/local_host.yml
@@ -33,11 +41,54 @@ demo-down: setup  ## Remove that host and everything on it
 site: setup  ## Make every host what the inventory says
 	$(PLAYBOOK) site.yml
 
-dev serve train full: setup  ## Apply one profile
+dev postgres serve train monitoring full: setup  ## Apply this profile
 	$(PLAYBOOK) site.yml --tags $@
 
 dashboards: setup-dev  ## Write the dashboards that Grafana gets from their code
 	python -m dashboards
+
+dev-postgres: setup  ## Apply dev, with PostgreSQL as MLflow's database
+	$(PLAYBOOK) $(POSTGRES) site.yml --tags dev,postgres
+
+dev-full: setup  ## Apply full, with PostgreSQL as MLflow's database
+	$(PLAYBOOK) $(POSTGRES) site.yml --tags full
+
+down: setup  ## Stop everything and keep all data; any profile brings its services back
+	$(PLAYBOOK) playbooks/down.yml
+
+down-volumes: setup  ## Stop everything and delete all data but backups; asks, or CONFIRM=yes
+	$(PLAYBOOK) playbooks/down_volumes.yml $(CONFIRMED)
+
+status: setup  ## Show every unit and the served model; fail when something that should be up is not
+	$(PLAYBOOK) playbooks/status.yml
+
+# The playbook writes the script, which has the terminal that Ansible cannot give.
+logs: setup  ## Follow the journal; without following: ARGS='-e follow=false -e lines=500'
+	$(PLAYBOOK) playbooks/logs.yml
+	@.local/logs
+
+logs-%: setup  ## Follow the journal of one service: logs-mlflow
+	$(PLAYBOOK) playbooks/logs.yml -e service=$*
+	@.local/logs
+
+restart-%: setup  ## Restart one service and wait until it is healthy: restart-mlflow
+	$(PLAYBOOK) playbooks/restart.yml -e service=$*
+
+shell-train: setup  ## Open a shell in the training container
+	$(PLAYBOOK) playbooks/shell_train.yml --tags train
+	@.local/shell-train
+
+backup: setup  ## Back up everything that cannot be made again
+	$(PLAYBOOK) playbooks/backup.yml
+
+restore: setup  ## Bring back a backup; asks when the host has data, or CONFIRM=yes
+	$(PLAYBOOK) playbooks/restore.yml $(CONFIRMED)
+
+docker-build: setup  ## Provide all images and start nothing
+	$(PLAYBOOK) playbooks/images.yml --tags full,train
+
+test-docker: setup  ## Check that what runs works: every unit, every endpoint, an answered question
+	$(PLAYBOOK) playbooks/status.yml playbooks/summary.yml
 
 test: setup-dev  ## Run every check and test, and say how long each took
 	.ci/timed lint unit molecule

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ ANSIBLE_TAGS = frozenset({"all", "always", "never", "tagged", "untagged"})
 APPLIANCE_GROUP = "mlops"
 EMBEDDED_STORES = frozenset({"sqlite", "postgres"})
 LOCAL_ARTIFACTS = "/var/lib/mlflow/artifacts"
+# Their letters alone, so that Password123! is one of them; empty for those without letters.
+DEFAULT_PASSWORDS = frozenset(
+    {"", "admin", "changeit", "changeme", "default", "grafana", "mlflow", "mlops", "password", "postgres", "root"}
+    | {"backup", "example", "letmein", "passw", "qwerty", "restic", "secret", "test", "user"}
+)
 
 # The options of one role, as its meta/argument_specs.yml has them.
 Options = dict[str, Any]
@@ -238,6 +244,19 @@ def left_out_services(
     return notices, complaints
 
 
+def default_passwords(values: Mapping[str, Any]) -> list[str]:
+    """Complaints about passwords that everybody tries first.
+
+    Args:
+        values: values of the settings by name, templates resolved.
+    """
+    return [
+        f"{name}: it is a well-known default: choose another, and keep it in Ansible Vault."
+        for name, value in sorted(values.items())
+        if name.endswith("_password") and re.sub(r"[^a-z]", "", str(value).lower()) in DEFAULT_PASSWORDS and value
+    ]
+
+
 def _nearest(name: str, known: Iterable[str]) -> str:
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {matches[0]!r}" if matches else ""
@@ -277,6 +296,7 @@ class ActionModule(ActionBase):
             *unknown_tags(tags, arguments["profiles"]),
             *missing_groups(tags, task_vars["groups"], arguments["profile_groups"]),
             *unknown_settings(task_vars, specs, arguments["facts"]),
+            *default_passwords(values),
             *wrong_values(values, specs),
             *wrong_store(arguments["store"], task_vars["group_names"]),
         ]

@@ -31,6 +31,18 @@ TCP = """\
 """
 
 
+class TestPasswords:
+    @pytest.mark.parametrize("value", ["admin", "Password123!", "change-me", "123456", "postgres"])
+    def test_one_that_everybody_tries_is_refused_by_the_name_of_the_setting_only(self, value: str) -> None:
+        (complaint,) = settings.default_passwords({"web_password": value, "web_level": value})
+        assert complaint.startswith("web_password: it is a well-known default")
+        assert value not in complaint
+
+    @pytest.mark.parametrize("value", ["", "correct horse battery staple", "Xq3-admin-7vT"])
+    def test_none_and_a_good_one_are_accepted(self, value: str) -> None:
+        assert settings.default_passwords({"web_password": value}) == []
+
+
 class TestRequest:
     def test_a_tag_that_is_no_profile_is_refused_with_the_valid_ones(self) -> None:
         (complaint,) = settings.unknown_tags(["sreve"], PROFILES)

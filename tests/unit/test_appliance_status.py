@@ -1,0 +1,205 @@
+"""The table of `make status`: what it shows of units and containers, and what it calls a problem."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import appliance_status
+import pytest
+from ansible.module_utils.container_host import CommandResult, Host
+
+PID = 4242
+
+
+def container(service: str, health: str = "healthy", networks: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "Config": {
+            "Image": f"mlops-{service}:f0f5b9678c44",
+            "Labels": {"mlops.unit": f"mlops-{service}.service", "org.opencontainers.image.version": "3.17.2"},
+        },
+        "State": {"Pid": PID, "Health": {"Status": health}},
+        "HostConfig": {"Memory": 1 << 30},
+        "NetworkSettings": {
+            "Ports": {
+                "5000/tcp": [{"HostIp": "127.0.0.1", "HostPort": "5000"}, {"HostIp": "::1", "HostPort": "5000"}],
+                "9/udp": None,
+            },
+            "Networks": networks or {},
+        },
+    }
+
+
+class Machine:
+    """A host of which systemd and docker say what the test wants."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.properties: dict[str, dict[str, str]] = {}
+        self.containers: list[dict[str, Any]] = []
+
+    def unit(self, name: str, active: str = "active", enabled: str = "enabled") -> None:
+        path = self.root / "etc" / "systemd" / "system" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        self.properties[name] = {
+            "Id": name,
+            "ActiveState": active,
+            "UnitFileState": enabled,
+            "StateChangeTimestamp": "@1795450896",
+            "NRestarts": "2",
+            "Result": "exit-code",
+        }
+
+    def run(self, command: Sequence[str]) -> CommandResult:
+        match command:
+            case ["systemctl", "show", *arguments]:
+                blocks = [self.properties[name] for name in arguments if not name.startswith("--")]
+                texts = ["\n".join(f"{key}={value}" for key, value in block.items()) for block in blocks]
+                return CommandResult(0, "\n\n".join(texts) + "\n", "")
+            case ["/usr/bin/docker", "ps", *_]:
+                return CommandResult(0, "\n".join(str(number) for number in range(len(self.containers))), "")
+            case ["/usr/bin/docker", "inspect", *_]:
+                return CommandResult(0, json.dumps(self.containers), "")
+        raise AssertionError(f"unexpected: {command}")
+
+    def look(self) -> dict[str, Any]:
+        return appliance_status.look(Host(self.run, self.root))
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    machine = Machine(tmp_path)
+    machine.unit("mlops-mlflow.service")
+    machine.containers = [container("mlflow")]
+    return machine
+
+
+def test_a_row_says_what_runs_and_where(machine: Machine) -> None:
+    (row,) = machine.look()["units"]
+    assert row["unit"] == "mlops-mlflow.service"
+    assert (row["state"], row["health"], row["restarts"]) == ("active", "healthy", "2")
+    assert (row["image"], row["version"]) == ("mlops-mlflow", "3.17.2")
+    assert row["port"] == "127.0.0.1:5000"
+    assert row["since"].startswith("2026-11-23")
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files"),
+    [
+        (
+            "0::/system.slice/docker-1.scope",
+            {"system.slice/docker-1.scope/memory.current": 300, "system.slice/docker-1.scope/memory.stat": "inactive"},
+        ),
+        (
+            "5:memory:/docker/1\n1:name=systemd:/docker/1\n0::/docker/1",
+            {"memory/docker/1/memory.usage_in_bytes": 300, "memory/docker/1/memory.stat": "total_inactive"},
+        ),
+    ],
+)
+def test_memory_is_what_docker_stats_shows_with_either_version_of_cgroups(
+    machine: Machine, cgroup: str, files: dict[str, Any]
+) -> None:
+    (machine.root / "proc" / str(PID)).mkdir(parents=True)
+    (machine.root / "proc" / str(PID) / "cgroup").write_text(cgroup + "\n")
+    for name, value in files.items():
+        path = machine.root / "sys" / "fs" / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"anon 1\n{value}_file {100 << 20}\n" if isinstance(value, str) else f"{value << 20}\n")
+    assert machine.look()["units"][0]["memory"] == "200/1024 MiB"
+
+
+def test_nothing_is_wrong_when_all_is_up(machine: Machine) -> None:
+    machine.unit("mlops-backup.timer")
+    machine.unit("mlops-backup.service", "inactive", "static")
+    looked = machine.look()
+    assert looked["problems"] == []
+    assert [row["unit"] for row in looked["units"]] == ["mlops-backup.timer", "mlops-mlflow.service"]
+    assert looked["installed"] == ["mlops-backup.timer", "mlops-mlflow.service"]
+
+
+@pytest.mark.parametrize(
+    ("active", "enabled", "words"),
+    [
+        ("inactive", "enabled", "mlops-web.service is inactive: it should be active"),
+        ("activating", "enabled", "mlops-web.service is activating: it should be active"),
+        ("failed", "enabled", "mlops-web.service has failed (exit-code): journalctl -u mlops-web.service"),
+        ("failed", "static", "mlops-web.service has failed (exit-code): journalctl -u mlops-web.service"),
+    ],
+)
+def test_a_unit_that_should_be_up_and_is_not_is_a_problem(
+    machine: Machine, active: str, enabled: str, words: str
+) -> None:
+    machine.unit("mlops-web.service", active, enabled)
+    looked = machine.look()
+    assert looked["problems"] == [words]
+    assert words in looked["lines"]
+
+
+def test_an_unhealthy_container_is_a_problem(machine: Machine) -> None:
+    machine.containers = [container("mlflow", health="unhealthy")]
+    assert machine.look()["problems"] == ["mlops-mlflow.service is active, but its container is unhealthy"]
+
+
+def test_what_was_stopped_on_purpose_is_down_and_no_problem(machine: Machine) -> None:
+    machine.unit("mlops-mlflow.service", "inactive", "disabled")
+    machine.containers = []
+    looked = machine.look()
+    assert looked["units"][0]["state"] == "down"
+    assert looked["problems"] == []
+    assert "Everything was stopped on purpose" in looked["lines"][-1]
+
+
+def test_a_host_without_an_appliance_is_a_problem(tmp_path: Path) -> None:
+    assert Machine(tmp_path).look()["problems"] == ["there is no appliance on this host: site.yml makes it so"]
+
+
+class Server(BaseHTTPRequestHandler):
+    answer: tuple[int, bytes] = (200, b"")
+
+    def do_GET(self) -> None:
+        self.send_response(self.answer[0])
+        self.end_headers()
+        self.wfile.write(self.answer[1])
+
+    def log_message(self, *_: object) -> None:
+        """Be quiet."""
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "shown"),
+    [
+        (
+            200,
+            {"name": "code-search", "version": "7", "loaded_since": "2026-11-23T16:00:00Z"},
+            {"name": "code-search", "version": "7", "since": "2026-11-23T16:00:00Z"},
+        ),
+        (503, {"error_code": "no model"}, {"name": "none", "version": "-", "since": "-"}),
+    ],
+)
+def test_the_model_that_is_served_is_shown(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    body: dict[str, str],
+    shown: dict[str, str],
+) -> None:
+    monkeypatch.setattr(Server, "answer", (status, json.dumps(body).encode()))
+    machine.unit("mlops-serving.service")
+    networks = {"mlops": {"IPAddress": "127.0.0.1"}}
+    machine.containers = [container("mlflow", networks=networks), container("serving", networks=networks)]
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        monkeypatch.setattr(appliance_status, "MODEL_PORT", server.server_port)
+        Thread(target=server.handle_request, daemon=True).start()
+        assert machine.look()["models"] == [{"server": "serving", **shown}]
+
+
+def test_lines_are_columns_under_their_names(machine: Machine) -> None:
+    head, row = machine.look()["lines"][:2]
+    assert head.startswith("unit ")
+    assert row.index("active") == head.index("state")
+    assert row.index("127.0.0.1:5000") == head.index("port")

@@ -1,0 +1,118 @@
+"""host_unit writes what differs, keeps secrets secret, and keeps the unit running."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import host_unit
+import pytest
+from ansible.module_utils.container_host import CommandResult, Host
+
+TIMER = "/etc/systemd/system/sweep.timer"
+FILES = [
+    {"path": TIMER, "content": "[Timer]\n", "mode": "0644"},
+    {"path": "/usr/local/bin/sweep", "content": "#!/bin/sh\n", "mode": "0755"},
+]
+PASSWORD = {"name": "password", "content": "", "generated": True}
+
+
+class Machine:
+    def __init__(self, root: Path) -> None:
+        self.host = Host(self.run, root)
+        self.commands: list[str] = []
+        self.enabled = self.active = False
+        self.refuses = ""
+
+    def run(self, command: Sequence[str]) -> CommandResult:
+        _, verb, *_ = command
+        if verb == "show":
+            states = ("active" if self.active else "inactive", "enabled" if self.enabled else "disabled")
+            return CommandResult(0, "ActiveState={}\nUnitFileState={}\n".format(*states), "")
+        self.commands.append(" ".join(command[1:]))
+        if verb == self.refuses:
+            return CommandResult(1, "", "no such unit")
+        self.enabled |= verb == "enable"
+        self.active |= verb == "restart"
+        return CommandResult(0, "", "")
+
+    def apply(self, files: Any = FILES, secrets: Any = (), check_mode: bool = False) -> dict[str, Any]:
+        self.commands.clear()
+        return host_unit.make_so(self.host, "sweep.timer", files, secrets, check_mode=check_mode)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_files_are_written_and_the_unit_runs(machine: Machine) -> None:
+    result = machine.apply()
+    assert result["changes"] == [TIMER, "/usr/local/bin/sweep", "not enabled", "not running"]
+    assert machine.host.mode("/usr/local/bin/sweep") == 0o755
+    assert machine.commands == ["daemon-reload", "enable sweep.timer", "restart sweep.timer"]
+
+
+def test_a_second_run_changes_nothing(machine: Machine) -> None:
+    machine.apply(secrets=[PASSWORD])
+    result = machine.apply(secrets=[PASSWORD])
+    assert result == {"changed": False, "changes": [], "diff": []}
+    assert machine.commands == []
+
+
+def test_only_a_change_of_its_own_file_restarts_the_unit(machine: Machine) -> None:
+    machine.apply()
+    machine.apply([FILES[0], {**FILES[1], "content": "#!/bin/bash\n"}])
+    assert machine.commands == []
+    machine.apply([{**FILES[0], "content": "[Timer]\nPersistent=true\n"}, FILES[1]])
+    assert machine.commands == ["daemon-reload", "restart sweep.timer"]
+
+
+def test_a_mode_that_differs_is_put_right(machine: Machine) -> None:
+    machine.apply()
+    machine.host.path("/usr/local/bin/sweep").chmod(0o777)
+    assert machine.apply()["changes"] == ["/usr/local/bin/sweep"]
+    assert machine.host.mode("/usr/local/bin/sweep") == 0o755
+
+
+def test_check_mode_says_the_same_and_writes_nothing(machine: Machine, tmp_path: Path) -> None:
+    result = machine.apply(secrets=[PASSWORD], check_mode=True)
+    assert TIMER in result["changes"]
+    assert machine.commands == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_generated_secret_is_kept_and_never_shown(machine: Machine) -> None:
+    result = machine.apply(secrets=[PASSWORD])
+    secret = machine.host.read("/etc/mlops/secrets/password")
+    assert secret is not None
+    assert len(secret) >= 43
+    assert machine.host.mode("/etc/mlops/secrets/password") == 0o600
+    assert secret not in str(result)
+    machine.apply(secrets=[PASSWORD])
+    assert machine.host.read("/etc/mlops/secrets/password") == secret
+
+
+def test_a_generated_secret_that_is_replaced_is_kept_beside_the_new_one(machine: Machine) -> None:
+    machine.apply(secrets=[PASSWORD])
+    former = machine.host.read("/etc/mlops/secrets/password")
+    result = machine.apply(secrets=[{**PASSWORD, "content": "chosen"}])
+    assert "chosen" not in str(result)
+    (kept,) = machine.host.path("/etc/mlops/secrets").glob("password.*")
+    assert kept.read_text() == former
+    assert machine.apply(secrets=[{**PASSWORD, "content": "chosen"}])["changes"] == []
+
+
+def test_a_secret_without_content_is_removed(machine: Machine) -> None:
+    credentials = {"name": "credentials", "content": "KEY=1", "generated": False}
+    machine.apply(secrets=[credentials])
+    assert machine.host.read("/etc/mlops/secrets/credentials") == "KEY=1"
+    machine.apply(secrets=[{**credentials, "content": ""}])
+    assert machine.host.read("/etc/mlops/secrets/credentials") is None
+
+
+def test_what_systemd_refuses_is_said(machine: Machine) -> None:
+    machine.refuses = "enable"
+    with pytest.raises(host_unit.UnitError, match="no such unit"):
+        machine.apply()
