@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import preflight
@@ -289,6 +290,14 @@ class TestRoles:
         assert services <= tags.keys(), "every service of a profile has a role in site.yml"
         for profile, members in profiles.items():
             assert set(members) == {role for role, names in tags.items() if profile in names}, f"profile {profile}"
+
+    def test_the_closing_summary_has_the_roles_whose_settings_preflight_reads(self) -> None:
+        read = (ROLES / "preflight" / "tasks" / "main.yml").read_text()
+        (play,) = yaml.safe_load((ROOT / "playbooks" / "summary.yml").read_text())
+        roles = {item["role"] for item in play["roles"]}
+        for role, options in settings.role_options(ROLES).items():
+            if any(re.search(rf"\b{name}\b", read) for name in options):
+                assert role in roles
 
     def test_the_training_container_is_confined_like_the_services(self) -> None:
         # It runs once and is gone, so a test on the host could not look at it.
