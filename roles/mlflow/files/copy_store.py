@@ -157,7 +157,7 @@ def set_sequences(connection: Connection, tables: list[sa.Table]) -> int:
             # Experiment 0 is MLflow's own: sequences begin at 1.
             next_one = max(largest or 0, 0) + 1
             connection.execute(sa.text("SELECT setval(:name, :next, false)"), {"name": sequence, "next": next_one})
-            (value,) = connection.execute(sa.select(sa.column("last_value")).select_from(sa.text(sequence))).one()
+            value = connection.execute(sa.select(sa.column("last_value")).select_from(sa.text(sequence))).scalar()
             if value != next_one:
                 raise MigrationError(f"sequence {sequence} stands at {value} instead of {next_one}")
             sequences += 1
