@@ -326,6 +326,7 @@ class ActionModule(ActionBase):
         if not result.get("failed"):
             result["ansible_facts"] = {
                 "mlops_services": services,
+                "mlops_networks_present": result.pop("networks_present"),
                 "mlops_services_present": result.pop("services_present"),
                 "mlops_services_left_out": left_out,
                 "mlops_engine_present": result.pop("engine_present"),

@@ -37,6 +37,11 @@ author: [The mlops-appliance authors]
 """
 
 RETURN = r"""
+networks_present:
+  description: Networks of the container engine.
+  returned: success
+  type: list
+  elements: str
 services_present:
   description: Services that have a unit on the host.
   returned: success
@@ -173,10 +178,12 @@ def main() -> None:
 
     ours: set[int] = set()
     engine_present = False
+    networks: list[str] = []
     docker = module.get_bin_path("docker")
     if docker:
         code, out, _ = module.run_command([docker, "ps", "--quiet", "--filter=label=mlops.unit"])
         engine_present = code == 0
+        networks = module.run_command([docker, "network", "ls", "--format={{.Name}}"])[1].split()
         if out.split():
             ours = published_ports(module.run_command([docker, "inspect", *out.split()])[1])
     tables = [
@@ -202,7 +209,13 @@ def main() -> None:
     if complaints:
         module.fail_json(msg="Nothing was changed. " + "\n".join(complaints))
     units = (path.stem.removeprefix("mlops-") for path in Path("/etc/systemd/system").glob("mlops-*.service"))
-    module.exit_json(changed=False, engine_present=engine_present, services_present=sorted(units), store=present)
+    module.exit_json(
+        changed=False,
+        engine_present=engine_present,
+        networks_present=networks,
+        services_present=sorted(units),
+        store=present,
+    )
 
 
 if __name__ == "__main__":
