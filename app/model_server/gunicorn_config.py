@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 
 bind = f"fd://{os.environ[generation.LISTENER_VARIABLE]}"
 workers = _settings.workers
-worker_class = "model_server.worker.LingeringThreadWorker"
+worker_class = "model_server.worker.FollowingThreadWorker"
 # Every request that runs or waits holds a thread; the spare ones answer health checks and say that the queue is full.
 threads = _settings.concurrency + _settings.queue_length + 8
 worker_connections = 1000 + threads
