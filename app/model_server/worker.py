@@ -56,8 +56,9 @@ class FollowingThreadWorker(ThreadWorker):
     def handle(self, conn: TConn) -> Any:
         """Answer a request on a connection that nobody follows yet. Runs in a thread of the pool."""
         keep = self._answer(conn)
-        if keep is not True or not self.alive:
+        if keep is not True:
             return keep
+        # Also in a worker that is to stop: the client was told to keep the connection, and may be sending already.
         self._linger(conn)
         with self._lock:
             if self._follower is not None:
@@ -93,7 +94,7 @@ class FollowingThreadWorker(ThreadWorker):
     def _follow(self, follower: _Follower) -> None:
         while self._follower is follower:
             events = self._ready.poll(_LINGER_SECONDS, maxevents=1)
-            if not events or not self.alive:
+            if not events:
                 self._leave(follower)
                 return
             # Relieved between two requests, it may share an event with the next follower.
@@ -110,7 +111,7 @@ class FollowingThreadWorker(ThreadWorker):
                 self._give_back(conn, keep)
 
     def _leave(self, follower: _Follower) -> None:
-        """Nothing more comes, or the worker is to stop: Gunicorn's main thread has the connections again."""
+        """Nothing more comes: Gunicorn's main thread has the connections again."""
         with self._lock:
             if self._follower is not follower:
                 return

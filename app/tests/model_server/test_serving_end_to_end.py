@@ -162,7 +162,9 @@ def test_debug_shows_what_is_hidden_otherwise(servers: Servers) -> None:
 def test_metrics_sum_over_workers_and_survive_their_death(servers: Servers) -> None:
     store_model(_models(servers), "search", **EXAMPLE)
     server = servers.start()
-    answered_by = {server.predict("process").json["predictions"][0][0]["score"] for _ in range(60)}
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda _: server.predict("process"), range(60)))
+    answered_by = {answer.json["predictions"][0][0]["score"] for answer in answers}
     assert len(answered_by) == 2, "both workers answer"
     name = 'model_server_predictions_total{model="m",version="1"}'
     assert server.metrics()[name] == 60
@@ -281,6 +283,29 @@ def test_without_a_model_it_says_what_to_do_and_serves_the_first_that_comes(
     version = registered.register("search", **EXAMPLE)
     server.wait_for(lambda: server.serves(version), "the first model")
     assert server.predict("q").status == 200
+
+
+def test_a_slow_request_does_not_hold_up_the_other_connections(servers: Servers) -> None:
+    store_model(_models(servers), "search", **EXAMPLE)
+    server = servers.start(SERVING_WORKERS="1")
+    slow, quick = (http.client.HTTPConnection("127.0.0.1", server.port, timeout=30) for _ in range(2))
+
+    def ask(connection: http.client.HTTPConnection, query: str) -> None:
+        connection.request(
+            "POST", "/invocations", json.dumps({"inputs": [query]}), {"Content-Type": "application/json"}
+        )
+
+    for connection in (slow, quick):
+        ask(connection, "q")
+        connection.getresponse().read()
+    # One thread follows both connections now.
+    ask(slow, "sleep 2")
+    time.sleep(0.1)
+    began = time.monotonic()
+    quick.request("GET", "/ping")
+    assert quick.getresponse().status == 200
+    assert time.monotonic() - began < 1
+    assert slow.getresponse().status == 200
 
 
 def test_a_new_champion_replaces_the_old_without_dropping_a_request(

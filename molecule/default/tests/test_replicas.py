@@ -1,0 +1,113 @@
+"""Two replicas of the model server behind nginx: whatever dies, the model API answers."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pytest
+import requests
+from conftest import containers, healthy_services, run_playbook, wait_until
+from testinfra.host import Host
+
+CLIENTS = 4
+# One address sends all of this load.
+SETTINGS = {"serving_replicas": 2, "nginx_api_rate": 10000, "nginx_api_burst": 10000}
+
+
+@dataclass
+class Answers:
+    """What clients got: when a request failed, and how, and how many did not."""
+
+    good: int = 0
+    slowest: float = 0.0
+    failed: list[tuple[float, str]] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_replicas() -> Iterator[None]:
+    """Have two replicas, and one again afterwards."""
+    result = run_playbook(
+        *("site.yml", "--tags", "serve,train"),
+        *("--extra-vars", json.dumps(SETTINGS), "--extra-vars", "training_only_when_missing=true"),
+    )
+    assert result.status == 0, result.output
+    yield
+    result = run_playbook("site.yml")
+    assert result.status == 0, result.output
+
+
+def under_load(url: str, action: Callable[[], object], seconds: float) -> Answers:
+    """Have clients ask for predictions, and do something meanwhile."""
+    answers, lock, stop = Answers(), threading.Lock(), threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                status = requests.post(f"{url}/invocations", json={"inputs": ["parse json"]}, timeout=30).status_code
+                outcome = "" if status == 200 else str(status)
+            except requests.RequestException as error:
+                outcome = type(error).__name__
+            with lock:
+                answers.slowest = max(answers.slowest, time.monotonic() - began)
+                if outcome:
+                    answers.failed.append((began, outcome))
+                else:
+                    answers.good += 1
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        for _ in range(CLIENTS):
+            clients.submit(ask)
+        try:
+            time.sleep(1)
+            action()
+            time.sleep(seconds)
+        finally:
+            stop.set()
+    return answers
+
+
+def kill(host: Host, service: str) -> Callable[[], object]:
+    """Something that kills a service's main process."""
+    return lambda: host.check_output(f"kill -9 {containers(host)[service]['State']['Pid']}")
+
+
+def test_both_answer(host: Host, api_url: str) -> None:
+    wait_until(lambda: requests.get(f"{api_url}/ready", timeout=10).status_code == 200, 60, "a model is served")
+    assert {"serving", "serving_2"} <= healthy_services(host)
+    under_load(api_url, lambda: None, 1)
+    lines = host.check_output("journalctl -u mlops-nginx --since -10s --output cat").splitlines()
+    upstreams = {json.loads(line)["upstream"] for line in lines if '"/invocations"' in line}
+    assert len(upstreams) == 2, upstreams
+
+
+@pytest.mark.parametrize("service", ["serving", "serving_2", "mlflow", "prometheus"])
+def test_no_request_fails_when_a_service_is_killed(host: Host, api_url: str, service: str) -> None:
+    if service not in healthy_services(host):
+        wait_until(lambda: service in healthy_services(host), 90, f"{service} is healthy")
+    answers = under_load(api_url, kill(host, service), 8)
+    print(f"{service} killed: {answers.good} requests answered, the slowest in {answers.slowest:.2f} s")
+    assert answers.failed == []
+    assert answers.good > 100
+    wait_until(lambda: service in healthy_services(host), 90, f"{service} is healthy")
+
+
+def test_the_only_proxy_is_back_in_seconds_when_it_is_killed(host: Host, api_url: str) -> None:
+    answers = under_load(api_url, kill(host, "nginx"), 20)
+    times = [when for when, _ in answers.failed]
+    outage = max(times) - min(times) if times else 0.0
+    print(f"nginx killed: {len(times)} requests failed in {outage:.1f} s")
+    assert outage < 15
+    assert answers.good > 100
+
+
+def test_a_replica_too_many_goes(host: Host) -> None:
+    result = run_playbook("site.yml", "--tags", "serve")
+    assert result.status == 0, result.output
+    assert "serving_2" not in containers(host)
+    assert not host.file("/etc/systemd/system/mlops-serving_2.service").exists
