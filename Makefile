@@ -103,8 +103,8 @@ lint: setup-dev  ## Check style and types
 unit: setup-dev  ## Run the tests that need no host
 	pytest
 
-molecule: setup-dev  ## Run the tests on a host of their own
-	molecule test
+molecule: setup-dev  ## Run the tests on hosts of their own
+	molecule test --all
 
 bench-provision: setup  ## Measure clone to served prediction, and the second run
 	.ci/bench-provision
