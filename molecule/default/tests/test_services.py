@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
 from conftest import SERVICES, containers
+from requests.adapters import HTTPAdapter
 from testinfra.host import Host
 
 
@@ -119,3 +123,37 @@ class TestEndpoints:
             timeout=10,
         )
         assert answer.status_code == 403
+
+    def test_too_many_requests_are_a_429_in_json(self, api_url: str) -> None:
+        with requests.Session() as session, ThreadPoolExecutor(16) as clients:
+            session.mount("http://", HTTPAdapter(pool_maxsize=16))
+            answers = list(clients.map(lambda _: session.get(f"{api_url}/version", timeout=10), range(800)))
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert {answer.status_code for answer in answers} == {200, 429}
+        assert refused[0].json()["error_code"] == "TOO_MANY_REQUESTS"
+        assert refused[0].headers["Retry-After"] == "1"
+        assert refused[0].headers["X-Request-ID"]
+
+    def test_a_service_that_is_away_is_a_502_in_json(self, host: Host, ui_url: str, api_url: str) -> None:
+        # Let the limit of the test before pass.
+        time.sleep(2)
+        for service, url in (("mlflow", ui_url), ("serving", api_url)):
+            host.check_output(f"systemctl stop mlops-{service}")
+            try:
+                answer = requests.get(f"{url}/version", timeout=30)
+            finally:
+                host.check_output(f"systemctl start mlops-{service}")
+            assert answer.status_code in (502, 504)
+            assert answer.json()["error_code"] == "UPSTREAM_UNAVAILABLE"
+            assert answer.headers["Retry-After"] == "5"
+
+    def test_text_is_compressed(self, ui_url: str) -> None:
+        (script, *_) = re.findall(r'src="([^"]+\.js)"', requests.get(ui_url, timeout=10).text)
+        assert requests.get(f"{ui_url}/{script}", timeout=30).headers["Content-Encoding"] == "gzip"
+
+    def test_every_request_is_a_line_of_json_in_the_journal(self, host: Host, api_url: str) -> None:
+        identifier = requests.get(f"{api_url}/version", timeout=10).headers["X-Request-ID"]
+        lines = host.check_output("journalctl -u mlops-nginx --since -30s --output cat").splitlines()
+        (entry,) = (json.loads(line) for line in lines if identifier in line)
+        assert entry["status"] == 200
+        assert float(entry["upstream_seconds"]) < 10
