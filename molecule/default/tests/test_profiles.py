@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import SERVICES, PlaybookRun, containers, healthy_services, run_playbook
+from conftest import PlaybookRun, containers, healthy_services, run_playbook
 from testinfra.host import Host
 
 Site = Callable[..., PlaybookRun]
@@ -25,7 +25,7 @@ def all_services_afterwards() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("tags", "services"),
-    [("dev", DEV), ("serve", SERVE), ("monitoring", MONITORING), ("dev,serve", DEV | SERVE), ("full", set(SERVICES))],
+    [("dev", DEV), ("serve", SERVE), ("monitoring", MONITORING), ("dev,serve", DEV | SERVE)],
 )
 def test_tags_start_exactly_their_services(host: Host, site: Site, tags: str, services: set[str]) -> None:
     down = run_playbook("playbooks/down.yml")
