@@ -150,13 +150,13 @@ def plot(rows: list[Row], path: Path) -> None:
         places = [position + (index - 1) * width for position in range(len(_CONNECTIONS))]
         axes[0][column].bar(places, [row.rate for row in mine], width, label=name)
         axes[1][column].bar(places, [row.p99 * 1e3 for row in mine], width, label=name)
-        axes[0][column].set_title("one worker" if workers == 1 else f"{workers} workers")
+        axes[0][column].set_title("one worker" if workers == 1 else "two workers")
         axes[1][column].set_yscale("log")
         axes[1][column].set_xticks(range(len(_CONNECTIONS)), [str(number) for number in _CONNECTIONS])
         axes[1][column].set_xlabel("connections")
     axes[0][0].set_ylabel("requests per second")
     axes[1][0].set_ylabel("99th percentile, ms")
-    axes[0][0].legend()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(SERVERS))
     for axis in axes.flat:
         axis.grid(axis="y", alpha=0.3)
         axis.set_axisbelow(True)
