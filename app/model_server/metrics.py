@@ -20,7 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from model_server import slots
 
-values.ValueClass = values.MultiProcessValue(slots.identifier)  # type: ignore[no-untyped-call]
+values.ValueClass = values.MultiProcessValue(slots.identifier)  # type: ignore[no-untyped-call]  # prometheus_client has no types here
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -80,5 +80,5 @@ def registry() -> CollectorRegistry:
     """A registry that sums the files of all processes, as of now."""
     slots.forget_dead()
     collected = CollectorRegistry()
-    MultiProcessCollector(collected)  # type: ignore[no-untyped-call]
+    MultiProcessCollector(collected)  # type: ignore[no-untyped-call]  # prometheus_client has no types here
     return collected
