@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import requests
-from conftest import containers, healthy_services, run_playbook, wait_until
+from conftest import ROOT, container_ids, containers, healthy_services, run_playbook, wait_until
 from testinfra.host import Host
 
 CLIENTS = 4
@@ -104,6 +105,21 @@ def test_the_only_proxy_is_back_in_seconds_when_it_is_killed(host: Host, api_url
     print(f"nginx killed: {len(times)} requests failed in {outage:.1f} s")
     assert outage < 15
     assert answers.good > 100
+
+
+def test_a_restart_and_the_logs_are_of_every_replica(host: Host) -> None:
+    before = container_ids(host)
+    result = run_playbook("playbooks/restart.yml", "--extra-vars", "service=serving")
+    assert result.status == 0, result.output
+    after = container_ids(host)
+    assert {name for name in before if before[name] != after.get(name)} == {"serving", "serving_2"}
+    logs = run_playbook("playbooks/logs.yml", "--extra-vars", "service=serving follow=false")
+    assert logs.status == 0, logs.output
+    shown = subprocess.run(
+        [ROOT / ".local" / "logs"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    )
+    assert "mlops-serving[" in shown.stdout
+    assert "mlops-serving_2[" in shown.stdout
 
 
 def test_a_replica_too_many_goes(host: Host) -> None:
