@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.container_unit import (
     DOCKER,
     FINGERPRINT_LABEL,
@@ -47,6 +48,18 @@ class CommandResult(NamedTuple):
 
 
 Run = Callable[[Sequence[str]], CommandResult]
+
+
+def runner(module: AnsibleModule) -> Run:
+    """How the modules run commands: a program that is not there has status 127, as docker on a fresh host."""
+
+    def run(command: Sequence[str]) -> CommandResult:
+        try:
+            return CommandResult(*module.run_command(list(command), handle_exceptions=False))
+        except OSError as error:
+            return CommandResult(127, "", str(error))
+
+    return run
 
 
 class ServiceError(Exception):

@@ -12,7 +12,7 @@ from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.container_host import CommandResult, Host
+from ansible.module_utils.container_host import Host, runner
 from ansible.module_utils.container_unit import DOCKER, PREFIX, UNIT_DIR, UNIT_LABEL
 
 DOCUMENTATION = r"""
@@ -255,14 +255,7 @@ def look(host: Host) -> dict[str, Any]:
 def main() -> None:
     """Run as an Ansible module."""
     module = AnsibleModule(argument_spec={}, supports_check_mode=True)
-
-    def run(command: Sequence[str]) -> CommandResult:
-        try:
-            return CommandResult(*module.run_command(list(command), handle_exceptions=False))
-        except OSError as error:  # the program is not there, as docker is not on a fresh host
-            return CommandResult(127, "", str(error))
-
-    module.exit_json(changed=False, **look(Host(run)))
+    module.exit_json(changed=False, **look(Host(runner(module))))
 
 
 if __name__ == "__main__":

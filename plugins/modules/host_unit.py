@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.container_host import GENERATED_SECRET_BYTES, SECRETS_DIR, CommandResult, Host
+from ansible.module_utils.container_host import GENERATED_SECRET_BYTES, SECRETS_DIR, Host, runner
 from ansible.module_utils.container_unit import UNIT_DIR
 
 DOCUMENTATION = r"""
@@ -167,12 +167,8 @@ def _systemctl(host: Host, *arguments: str) -> None:
 def main() -> None:
     """Run as an Ansible module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-
-    def run(command: Sequence[str]) -> CommandResult:
-        return CommandResult(*module.run_command(list(command)))
-
     try:
-        result = make_so(Host(run), **module.params, check_mode=module.check_mode)
+        result = make_so(Host(runner(module)), **module.params, check_mode=module.check_mode)
     except UnitError as error:
         module.fail_json(msg=f"host_unit {module.params['unit']}: {error}")
     module.exit_json(**result)

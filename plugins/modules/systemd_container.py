@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.container_host import CommandResult, Host, Outcome, Service, ServiceError, forget_name
+from ansible.module_utils.container_host import Host, Outcome, Service, ServiceError, forget_name, runner
 from ansible.module_utils.container_unit import ContainerSpec, InvalidSpecError
 
 DOCUMENTATION = r"""
@@ -260,14 +259,8 @@ def main() -> None:
         supports_check_mode=True,
     )
 
-    def run(command: Sequence[str]) -> CommandResult:
-        try:
-            return CommandResult(*module.run_command(list(command), handle_exceptions=False))
-        except OSError as error:  # the program is not there, as docker is not on a fresh host in check mode
-            return CommandResult(127, "", str(error))
-
     try:
-        outcome = make_so(module, Host(run))
+        outcome = make_so(module, Host(runner(module)))
     except InvalidSpecError as error:
         module.fail_json(msg=f"systemd_container {module.params['name']}: {error}")
     except ServiceError as error:
