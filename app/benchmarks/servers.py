@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_server.store import ModelStore, ModelVersion
+from model_server.common.store import ModelStore, ModelVersion
 
 _APPLICATION = Path(__file__).resolve().parents[1]
 _START_SECONDS = 120

@@ -7,14 +7,14 @@ import sys
 
 def main() -> int:
     """Return the exit status: 2 for a configuration that cannot be used."""
-    from model_server.settings import Settings, SettingsError
+    from model_server.common.settings import Settings, SettingsError
 
     try:
         settings = Settings.from_environment()
     except SettingsError as error:
         print(f"model_server: {error}", file=sys.stderr)
         return 2
-    from model_server.supervisor import serve
+    from model_server.supervisor.supervisor import serve
 
     return serve(settings)
 

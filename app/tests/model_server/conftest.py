@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     import mlflow.pyfunc
     from mlflow.models import Model
 
-from model_server.model import ServedModel
+from model_server.worker.model import ServedModel
 from serving_harness import SIGNATURES, SIGNATURES_OVER_A_HINT, RegisteredModel, Servers, free_port, store_model
 
 

@@ -19,7 +19,7 @@ import mlflow
 import numpy as np
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-from model_server.store import ModelStore, ModelVersion, StoredModel
+from model_server.common.store import ModelStore, ModelVersion, StoredModel
 
 MODELS = Path(__file__).parent / "models"
 APPLICATION = Path(__file__).resolve().parents[2]

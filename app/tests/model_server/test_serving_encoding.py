@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.pyfunc.scoring_server import predictions_to_json
-from model_server import encoding
+from model_server.worker import encoding
 
 scalars = st.one_of(
     st.none(),

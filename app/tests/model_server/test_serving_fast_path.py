@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
-from model_server import encoding, protocol
-from model_server.errors import RequestError
-from model_server.model import ServedModel
+from model_server.worker import encoding, protocol
+from model_server.worker.errors import RequestError
+from model_server.worker.model import ServedModel
 from serving_harness import SCALARS, SIGNATURES, SIGNATURES_OVER_A_HINT
 
 KINDS = [*SIGNATURES, "a type hint", *SIGNATURES_OVER_A_HINT]

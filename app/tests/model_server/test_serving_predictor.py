@@ -7,8 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from model_server.errors import BusyError, DeadlineError
-from model_server.predictor import AbandonedError, Predictor
+from model_server.worker.errors import BusyError, DeadlineError
+from model_server.worker.predictor import AbandonedError, Predictor
 
 
 def _never(error: DeadlineError) -> None:

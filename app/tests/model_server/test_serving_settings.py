@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from model_server import settings as module
-from model_server.settings import Settings, SettingsError
+from model_server.common import settings as module
+from model_server.common.settings import Settings, SettingsError
 
 
 def test_defaults(tmp_path: Path) -> None:

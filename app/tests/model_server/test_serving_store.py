@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from model_server.store import VERSIONS_KEPT, ModelStore, ModelVersion, StoredModel
+from model_server.common.store import VERSIONS_KEPT, ModelStore, ModelVersion, StoredModel
 
 
 @pytest.fixture

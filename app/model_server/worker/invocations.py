@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from model_server import encoding, metrics, protocol
-from model_server.errors import DeadlineError, ModelFailedError, RequestError, TooLargeError
-from model_server.predictor import AbandonedError, Predictor
+from model_server.common import metrics
+from model_server.worker import encoding, protocol
+from model_server.worker.errors import DeadlineError, ModelFailedError, RequestError, TooLargeError
+from model_server.worker.predictor import AbandonedError, Predictor
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from model_server.model import ServedModel
+    from model_server.worker.model import ServedModel
 
 PATH = "/invocations"
 ERROR_KEY = "model_server.error"

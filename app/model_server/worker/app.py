@@ -14,15 +14,15 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_flask_exporter import PrometheusMetrics
 from werkzeug.exceptions import HTTPException
 
-from model_server import metrics
-from model_server.errors import DeadlineError, ModelFailedError, NoModelError, RequestError, ServerError
-from model_server.invocations import ERROR_KEY, PATH, Invocations, request_id
-from model_server.openapi import describe
-from model_server.predictor import Predictor
+from model_server.common import metrics
+from model_server.worker.errors import DeadlineError, ModelFailedError, NoModelError, RequestError, ServerError
+from model_server.worker.invocations import ERROR_KEY, PATH, Invocations, request_id
+from model_server.worker.openapi import describe
+from model_server.worker.predictor import Predictor
 
 if TYPE_CHECKING:
-    from model_server.model import ServedModel
-    from model_server.settings import Settings
+    from model_server.common.settings import Settings
+    from model_server.worker.model import ServedModel
 
 _logger = logging.getLogger(__name__)
 

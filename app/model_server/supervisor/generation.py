@@ -1,8 +1,4 @@
-"""One Gunicorn with one model version: how the supervisor starts it, hears of it and stops it.
-
-Both sides of the contract are here. The supervisor starts Gunicorn with the environment from
-:func:`child_environment`; Gunicorn's processes report over a pipe, one JSON object per line.
-"""
+"""One Gunicorn with one model version: how the supervisor starts it, hears of it and stops it."""
 
 from __future__ import annotations
 
@@ -13,46 +9,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_server.settings import Settings
-from model_server.store import StoredModel
-
-LISTENER_VARIABLE = "MODEL_SERVER_LISTENER_FD"
-REPORT_VARIABLE = "MODEL_SERVER_REPORT_FD"
-MODEL_VARIABLE = "MODEL_SERVER_MODEL"
+from model_server.common.contract import LISTENERS_VARIABLE, MODEL_VARIABLE, REPORT_VARIABLE
+from model_server.common.settings import Settings
+from model_server.common.store import StoredModel
 
 _ONE_THREAD_EACH = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
-
-# --- in Gunicorn ---------------------------------------------------------------------------------------------------
-
-
-def assigned_model() -> StoredModel | None:
-    """The version this Gunicorn is to serve, or None while there is none."""
-    directory = os.environ.get(MODEL_VARIABLE)
-    return StoredModel.read(Path(directory)) if directory else None
-
-
-def report_ready() -> None:
-    """Tell the supervisor that one worker can answer."""
-    _report({"event": "ready"})
-
-
-def report_failure(reason: str) -> None:
-    """Tell the supervisor that this model version cannot be served."""
-    _report({"event": "failed", "reason": reason[:2000]})
-
-
-def _report(message: dict[str, str]) -> None:
-    # Lines of less than PIPE_BUF bytes stay whole, however many workers write.
-    with contextlib.suppress(OSError):
-        os.write(int(os.environ[REPORT_VARIABLE]), json.dumps(message).encode() + b"\n")
-
-
-# --- in the supervisor ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -76,7 +41,7 @@ class Generation:
     Args:
         settings: of the server.
         model: what it serves, or None for a server that says there is no model yet.
-        listener: descriptor of the listening socket, shared by all generations.
+        listeners: descriptors of the listening sockets, shared by all generations.
         notify: called from a thread of this generation's own with :class:`Ready` and :class:`Exited`.
     """
 
@@ -84,7 +49,7 @@ class Generation:
         self,
         settings: Settings,
         model: StoredModel | None,
-        listener: int,
+        listeners: Sequence[int],
         notify: Callable[[Ready | Exited], None],
     ) -> None:
         self.model = model
@@ -93,12 +58,12 @@ class Generation:
         self._workers = settings.workers
         self._notify = notify
         reading, writing = os.pipe()
-        command = [sys.executable, "-m", "gunicorn", "--config", "python:model_server.gunicorn_config"]
+        command = [sys.executable, "-m", "gunicorn", "--config", "python:model_server.worker.gunicorn_config"]
         try:
             self._process = subprocess.Popen(
-                [*command, "model_server.wsgi:application"],
-                env=child_environment(settings, model, listener, writing),
-                pass_fds=(listener, writing),
+                [*command, "model_server.worker.wsgi:application"],
+                env=child_environment(settings, model, listeners, writing),
+                pass_fds=(*listeners, writing),
                 stdin=subprocess.DEVNULL,
                 # A group of its own: a terminal's Ctrl-C reaches the supervisor alone, and stragglers can be found.
                 start_new_session=True,
@@ -145,7 +110,9 @@ class Generation:
                 os.waitpid(-self._process.pid, 0)
 
 
-def child_environment(settings: Settings, model: StoredModel | None, listener: int, report: int) -> dict[str, str]:
+def child_environment(
+    settings: Settings, model: StoredModel | None, listeners: Sequence[int], report: int
+) -> dict[str, str]:
     """The environment of a generation's Gunicorn."""
     environment = {
         **os.environ,
@@ -157,7 +124,7 @@ def child_environment(settings: Settings, model: StoredModel | None, listener: i
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "SERVING_WORKERS": str(settings.workers),
         "PYTHONPATH": python_path(),
-        LISTENER_VARIABLE: str(listener),
+        LISTENERS_VARIABLE: ",".join(map(str, listeners)),
         REPORT_VARIABLE: str(report),
     }
     if model is not None:
@@ -167,4 +134,4 @@ def child_environment(settings: Settings, model: StoredModel | None, listener: i
 
 def python_path() -> str:
     """A search path by which a child process finds this package, wherever it was started from."""
-    return os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))))
+    return os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH"))))

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from urllib.parse import quote, urlencode, urlsplit
 
-from model_server.store import ModelVersion
+from model_server.common.store import ModelVersion
 
 _TIMEOUT_SECONDS = 5.0
 

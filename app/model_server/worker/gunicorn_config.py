@@ -1,4 +1,4 @@
-"""Gunicorn's settings, from the server's own; loaded with ``--config python:model_server.gunicorn_config``."""
+"""Gunicorn's settings, from the server's own; loaded with ``--config python:model_server.worker.gunicorn_config``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from model_server import generation, logs
-from model_server.settings import Settings
+from model_server.common import contract, logs
+from model_server.common.settings import Settings
 
 if TYPE_CHECKING:
     from gunicorn.workers.base import Worker
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 _settings = Settings.from_environment()
 _logger = logging.getLogger(__name__)
 
-bind = f"fd://{os.environ[generation.LISTENER_VARIABLE]}"
+bind = [f"fd://{descriptor}" for descriptor in os.environ[contract.LISTENERS_VARIABLE].split(",")]
 workers = _settings.workers
-worker_class = "model_server.worker.FollowingThreadWorker"
+worker_class = "model_server.worker.worker.FollowingThreadWorker"
 # Every request that runs or waits holds a thread; the spare ones answer health checks and say that the queue is full.
 threads = _settings.concurrency + _settings.queue_length + 8
 worker_connections = 1000 + threads
@@ -48,7 +48,7 @@ logconfig_dict = {
 
 def post_worker_init(_worker: Worker) -> None:
     """In a new worker, before it accepts: answer the model's own example, then say that it is ready."""
-    from model_server.wsgi import application
+    from model_server.worker.wsgi import application
 
     application.start_worker()
     if application.model is not None:
@@ -57,7 +57,7 @@ def post_worker_init(_worker: Worker) -> None:
                 _logger.warning("the model was logged without an input example: only its loading was checked")
         except Exception as error:  # noqa: BLE001 - it ends in the report and in the exit status
             _logger.error("the model does not work", extra={"reason": str(error)})
-            generation.report_failure(str(error))
+            contract.report_failure(str(error))
             # Gunicorn's own status for a worker that cannot boot: it stops instead of forking the next.
             os._exit(3)
-    generation.report_ready()
+    contract.report_ready()

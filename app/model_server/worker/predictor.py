@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from time import perf_counter, sleep
 from typing import Any
 
-from model_server.errors import BusyError, DeadlineError
+from model_server.worker.errors import BusyError, DeadlineError
 
 _logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from model_server.errors import NotAcceptedError, RequestError, SchemaError, TooLargeError
+from model_server.worker.errors import NotAcceptedError, RequestError, SchemaError, TooLargeError
 
 if TYPE_CHECKING:
     import pandas

@@ -1,4 +1,4 @@
-"""``python -m model_server.fetch <model uri> <directory>``: download a model into ``<directory>/model``.
+"""``python -m model_server.supervisor.fetch <model uri> <directory>``: download a model into ``<directory>/model``.
 
 A process of its own, because MLflow's client is large and its memory should go back when the model is here.
 """

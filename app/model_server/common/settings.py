@@ -30,6 +30,8 @@ class Settings:
     """Where model versions are kept; must be writable and survive restarts."""
     host: str
     port: int
+    socket: Path | None
+    """A Unix socket to listen on too, for a proxy on the same machine."""
     workers: int
     """Worker processes."""
     concurrency: int
@@ -66,6 +68,7 @@ class Settings:
             # In a container every interface is the container network's.
             host=source.get("SERVING_HOST", "0.0.0.0", str),  # noqa: S104
             port=source.get("SERVING_PORT", "8000", _integer(1, 65535)),
+            socket=source.get("SERVING_SOCKET", "", _socket_path),
             workers=source.get("SERVING_WORKERS", "0", _integer(0, 64)) or available_cores(),
             concurrency=source.get("SERVING_CONCURRENCY", "1", _integer(1, 64)),
             queue_length=source.get("SERVING_QUEUE_LENGTH", "64", _integer(0, 1000)),
@@ -159,6 +162,18 @@ def _registry_name(text: str) -> str:
     if any(character in text for character in "/:@") or text in (".", ".."):
         raise ValueError("give the name as the registry has it, without '/', ':' or '@'")
     return text
+
+
+def _socket_path(text: str) -> Path | None:
+    if not text:
+        return None
+    path = Path(text)
+    if not path.is_absolute():
+        raise ValueError("give an absolute path")
+    # The kernel's limit, with the byte that ends it.
+    if len(os.fsencode(path)) > 107:
+        raise ValueError("give a path of at most 107 bytes")
+    return path
 
 
 def _writable_directory(text: str) -> Path:

@@ -23,11 +23,11 @@ from mlflow.pyfunc.model import _PythonModelPyfuncWrapper
 from mlflow.pyfunc.utils.serving_data_parser import is_unified_llm_input
 from mlflow.types.type_hints import _is_type_hint_from_example
 
-from model_server import encoding, protocol
-from model_server.drift import DriftProfile, Observer
-from model_server.errors import RequestError
-from model_server.fast_path import DECLINED, Plan, plan_for, raw_inputs
-from model_server.store import StoredModel
+from model_server.common.store import StoredModel
+from model_server.worker import encoding, protocol
+from model_server.worker.drift import DriftProfile, Observer
+from model_server.worker.errors import RequestError
+from model_server.worker.fast_path import DECLINED, Plan, plan_for, raw_inputs
 
 _logger = logging.getLogger(__name__)
 

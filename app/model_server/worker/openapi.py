@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from model_server import protocol
+from model_server.worker import protocol
 
 if TYPE_CHECKING:
-    from model_server.model import ServedModel
-    from model_server.settings import Settings
+    from model_server.common.settings import Settings
+    from model_server.worker.model import ServedModel
 
 _JSON_TYPES: dict[str, dict[str, Any]] = {
     "boolean": {"type": "boolean"},

@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from model_server.metrics import DRIFT, DRIFT_EXPECTED
+from model_server.common.metrics import DRIFT, DRIFT_EXPECTED
 
 _logger = logging.getLogger(__name__)
 

@@ -1,39 +1,34 @@
-"""The process that owns the socket: keeps one generation serving and replaces it when the champion changes."""
+"""The process that owns the sockets: keeps one generation serving and replaces it when the champion changes."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import queue
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from model_server import logs, metrics
-from model_server.generation import Exited, Generation, Ready, python_path
-from model_server.registry import Registry, RegistryError
-from model_server.settings import Settings
-from model_server.store import ModelStore, ModelVersion, StoredModel
+from model_server.common import logs, metrics
+from model_server.common.settings import Settings
+from model_server.common.store import ModelStore, ModelVersion, StoredModel
+from model_server.supervisor.generation import Exited, Generation, Ready
+from model_server.supervisor.refresher import Champion, Refresher
 
 _logger = logging.getLogger(__name__)
 
-_FETCH_TIMEOUT_SECONDS = 600.0
 _RETRY_REJECTED_SECONDS = 600.0
 _RESTART_PAUSE_SECONDS = 1.0
+_BACKLOG = 1024
+"""Connections that wait while no worker accepts."""
 
 
-@dataclass(frozen=True)
-class Champion:
-    """The alias points at this version, and it is on our disk."""
-
-    model: StoredModel
+class ListenError(Exception):
+    """An address cannot be had; the message names the variable, its value and the way out."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +58,12 @@ class Supervisor:
 
     Args:
         settings: of the server.
-        listener: the listening socket; it outlives every generation, so no connection is refused in between.
+        listeners: the listening sockets; they outlive every generation, so no connection is refused in between.
     """
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, listeners: Sequence[socket.socket]) -> None:
         self._settings = settings
-        self._listener = listener
+        self._listeners = listeners
         self._store = ModelStore(settings.model_directory, settings.model_name)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._serving: Generation | None = None
@@ -83,7 +78,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._start_best()
-        Refresher(self._settings, self._store, self._events).start()
+        Refresher(self._settings, self._store, self._events.put).start()
         while not (self._stopping and self._generations() == set()):
             self._handle(self._events.get())
         _logger.info("stopped")
@@ -129,7 +124,9 @@ class Supervisor:
         self._start(next(usable, None))
 
     def _start(self, model: StoredModel | None) -> None:
-        generation = Generation(self._settings, model, self._listener.fileno(), self._events.put)
+        generation = Generation(
+            self._settings, model, [listener.fileno() for listener in self._listeners], self._events.put
+        )
         self._starting = generation
         self._later(self._settings.start_timeout, StartOverdue(generation))
         _logger.info("starting", extra={"version": str(generation)})
@@ -193,7 +190,8 @@ class Supervisor:
         self._stopping = True
         _logger.info("stopping", extra={"signal": signal.Signals(number).name})
         # From here on a new connection is refused as soon as the workers have closed theirs.
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         for generation in self._generations() - self._draining:
             self._drain(generation)
         # Wakes the loop where nothing runs at all.
@@ -208,101 +206,50 @@ class Supervisor:
         timer.start()
 
 
-class Refresher(threading.Thread):
-    """Asks the registry again and again, and brings the champion to our disk."""
-
-    def __init__(self, settings: Settings, store: ModelStore, events: queue.SimpleQueue[Event]) -> None:
-        super().__init__(name="refresher", daemon=True)
-        self._settings = settings
-        self._store = store
-        self._events = events
-        self._registry = Registry(settings.tracking_uri, settings.model_name, settings.model_alias)
-        self._last_said = ""
-
-    def run(self) -> None:
-        """Ask until the process ends."""
-        while True:
-            self._refresh()
-            time.sleep(self._settings.refresh_interval)
-
-    def _refresh(self) -> None:
-        try:
-            version = self._registry.champion()
-        except RegistryError as error:
-            metrics.REGISTRY_UP.set(0)
-            self._say("the registry cannot be asked; serving goes on", logging.WARNING, reason=str(error))
-            return
-        metrics.REGISTRY_UP.set(1)
-        metrics.REGISTRY_CONTACT.set(time.time())
-        if version is None:
-            self._say("the registry has no such model and alias", logging.WARNING)
-            return
-        try:
-            model = self._store.find(version) or self._fetch(version)
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
-            metrics.MODEL_REJECTIONS.labels("download").inc()
-            self._say("a model cannot be downloaded", logging.ERROR, version=version.version, reason=str(error))
-            return
-        self._last_said = ""
-        self._events.put(Champion(model))
-
-    def _fetch(self, version: ModelVersion) -> StoredModel:
-        staging = self._store.stage(version)
-        try:
-            with tempfile.TemporaryFile() as errors:
-                done = subprocess.run(
-                    [sys.executable, "-m", "model_server.fetch", version.uri, str(staging)],
-                    env={**os.environ, "MLFLOW_TRACKING_URI": self._settings.tracking_uri, "PYTHONPATH": python_path()},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=errors,
-                    timeout=_FETCH_TIMEOUT_SECONDS,
-                    check=False,
-                )
-                if done.returncode:
-                    errors.seek(0)
-                    lines = errors.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
-                    raise OSError(f"status {done.returncode}: {lines[-1]}")
-            stored = self._store.commit(version, staging)
-        finally:
-            self._store.discard(staging)
-        _logger.info("downloaded", extra={"version": version.version})
-        return stored
-
-    def _say(self, message: str, level: int, **details: str) -> None:
-        """Log, but not the same thing at every round."""
-        said = message + repr(details)
-        if said != self._last_said:
-            _logger.log(level, message, extra={"model": self._settings.model_name, **details})
-            self._last_said = said
-
-
-def listen(settings: Settings) -> socket.socket:
-    """The listening socket.
+def listen(settings: Settings) -> list[socket.socket]:
+    """The listening sockets: the TCP port, and the Unix socket where one is set.
 
     Raises:
-        OSError: when the port cannot be had.
+        ListenError: when one of them cannot be had.
     """
+    listeners = []
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
     with contextlib.ExitStack() as undo:
-        undo.callback(listener.close)
+        listener = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
-        listener.listen(1024)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as error:
+            raise ListenError(
+                f"cannot listen on SERVING_HOST={settings.host} SERVING_PORT={settings.port}: "
+                f"{error.strerror or error}; give another port, or end what has it"
+            ) from error
+        listeners.append(listener)
+        if settings.socket is not None:
+            listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            try:
+                # What a former server left; two never share a path.
+                settings.socket.unlink(missing_ok=True)
+                listener.bind(str(settings.socket))
+                settings.socket.chmod(0o660)
+            except OSError as error:
+                raise ListenError(
+                    f"cannot listen on SERVING_SOCKET={settings.socket}: {error.strerror or error}; "
+                    "give a path in a directory that this user may write to"
+                ) from error
+            listeners.append(listener)
+        for listener in listeners:
+            listener.listen(_BACKLOG)
         undo.pop_all()
-    return listener
+    return listeners
 
 
 def serve(settings: Settings) -> int:
     """Serve until stopped, and return the exit status."""
     logs.configure(settings.debug)
     try:
-        listener = listen(settings)
-    except OSError as error:
-        _logger.critical(
-            f"cannot listen on SERVING_HOST={settings.host} SERVING_PORT={settings.port}: {error.strerror or error}; "
-            "give another port, or end what has it"
-        )
+        listeners = listen(settings)
+    except ListenError as error:
+        _logger.critical(str(error))
         return 1
-    return Supervisor(settings, listener).run()
+    return Supervisor(settings, listeners).run()

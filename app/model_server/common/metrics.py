@@ -18,7 +18,7 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from model_server import slots
+from model_server.common import slots
 
 values.ValueClass = values.MultiProcessValue(slots.identifier)  # type: ignore[no-untyped-call]  # prometheus_client has no types here
 

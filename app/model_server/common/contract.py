@@ -1,0 +1,43 @@
+"""What the supervisor gives a generation, and what the generation tells it.
+
+The supervisor starts Gunicorn with these variables in its environment; Gunicorn's processes report over a pipe, one
+JSON object per line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from model_server.common.store import StoredModel
+
+LISTENERS_VARIABLE = "MODEL_SERVER_LISTENER_FDS"
+"""Descriptors of the listening sockets, with commas between them."""
+REPORT_VARIABLE = "MODEL_SERVER_REPORT_FD"
+"""Descriptor of the pipe's writing end."""
+MODEL_VARIABLE = "MODEL_SERVER_MODEL"
+"""Directory of the stored version; unset while there is none."""
+
+
+def assigned_model() -> StoredModel | None:
+    """The version this Gunicorn is to serve, or None while there is none."""
+    directory = os.environ.get(MODEL_VARIABLE)
+    return StoredModel.read(Path(directory)) if directory else None
+
+
+def report_ready() -> None:
+    """Tell the supervisor that one worker can answer."""
+    _report({"event": "ready"})
+
+
+def report_failure(reason: str) -> None:
+    """Tell the supervisor that this model version cannot be served."""
+    _report({"event": "failed", "reason": reason[:2000]})
+
+
+def _report(message: dict[str, str]) -> None:
+    # Lines of less than PIPE_BUF bytes stay whole, however many workers write.
+    with contextlib.suppress(OSError):
+        os.write(int(os.environ[REPORT_VARIABLE]), json.dumps(message).encode() + b"\n")

@@ -1,0 +1,1 @@
+"""The process that owns the listening sockets: follows the registry, downloads, starts and ends generations."""

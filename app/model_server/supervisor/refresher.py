@@ -1,0 +1,105 @@
+"""Asks the registry for the champion, in a thread of its own, and brings it to our disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from model_server.common import metrics
+from model_server.common.settings import Settings
+from model_server.common.store import ModelStore, ModelVersion, StoredModel
+from model_server.supervisor.generation import python_path
+from model_server.supervisor.registry import Registry, RegistryError
+
+_logger = logging.getLogger(__name__)
+
+_FETCH_TIMEOUT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The alias points at this version, and it is on our disk."""
+
+    model: StoredModel
+
+
+class Refresher(threading.Thread):
+    """Asks the registry again and again, and brings the champion to our disk.
+
+    Args:
+        settings: of the server.
+        store: where downloads go.
+        notify: called from this thread with the :class:`Champion`, at every round.
+    """
+
+    def __init__(self, settings: Settings, store: ModelStore, notify: Callable[[Champion], None]) -> None:
+        super().__init__(name="refresher", daemon=True)
+        self._settings = settings
+        self._store = store
+        self._notify = notify
+        self._registry = Registry(settings.tracking_uri, settings.model_name, settings.model_alias)
+        self._last_said = ""
+
+    def run(self) -> None:
+        """Ask until the process ends."""
+        while True:
+            self._refresh()
+            time.sleep(self._settings.refresh_interval)
+
+    def _refresh(self) -> None:
+        try:
+            version = self._registry.champion()
+        except RegistryError as error:
+            metrics.REGISTRY_UP.set(0)
+            self._say("the registry cannot be asked; serving goes on", logging.WARNING, reason=str(error))
+            return
+        metrics.REGISTRY_UP.set(1)
+        metrics.REGISTRY_CONTACT.set(time.time())
+        if version is None:
+            self._say("the registry has no such model and alias", logging.WARNING)
+            return
+        try:
+            model = self._store.find(version) or self._fetch(version)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            metrics.MODEL_REJECTIONS.labels("download").inc()
+            self._say("a model cannot be downloaded", logging.ERROR, version=version.version, reason=str(error))
+            return
+        self._last_said = ""
+        self._notify(Champion(model))
+
+    def _fetch(self, version: ModelVersion) -> StoredModel:
+        staging = self._store.stage(version)
+        try:
+            with tempfile.TemporaryFile() as errors:
+                done = subprocess.run(
+                    [sys.executable, "-m", "model_server.supervisor.fetch", version.uri, str(staging)],
+                    env={**os.environ, "MLFLOW_TRACKING_URI": self._settings.tracking_uri, "PYTHONPATH": python_path()},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    timeout=_FETCH_TIMEOUT_SECONDS,
+                    check=False,
+                )
+                if done.returncode:
+                    errors.seek(0)
+                    lines = errors.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
+                    raise OSError(f"status {done.returncode}: {lines[-1]}")
+            stored = self._store.commit(version, staging)
+        finally:
+            self._store.discard(staging)
+        _logger.info("downloaded", extra={"version": version.version})
+        return stored
+
+    def _say(self, message: str, level: int, **details: str) -> None:
+        """Log, but not the same thing at every round."""
+        said = message + repr(details)
+        if said != self._last_said:
+            _logger.log(level, message, extra={"model": self._settings.model_name, **details})
+            self._last_said = said

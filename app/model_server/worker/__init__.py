@@ -1,0 +1,1 @@
+"""The processes that answer requests with one model version, under a Gunicorn of their own."""
