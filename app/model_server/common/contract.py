@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from model_server.common.store import StoredModel
+
+_logger = logging.getLogger(__name__)
 
 LISTENERS_VARIABLE = "MODEL_SERVER_LISTENER_FDS"
 """Descriptors of the listening sockets, with commas between them."""
@@ -27,6 +31,11 @@ def assigned_model() -> StoredModel | None:
     return StoredModel.read(Path(directory)) if directory else None
 
 
+def listeners() -> list[int]:
+    """Descriptors of the listening sockets; the TCP port's is the first."""
+    return [int(descriptor) for descriptor in os.environ[LISTENERS_VARIABLE].split(",")]
+
+
 def report_ready() -> None:
     """Tell the supervisor that one worker can answer."""
     _report({"event": "ready"})
@@ -35,6 +44,21 @@ def report_ready() -> None:
 def report_failure(reason: str) -> None:
     """Tell the supervisor that this model version cannot be served."""
     _report({"event": "failed", "reason": reason[:2000]})
+
+
+@contextlib.contextmanager
+def reporting_failure(status: int) -> Iterator[None]:
+    """Where what is inside fails, report it and end this process at once.
+
+    Args:
+        status: the exit status then.
+    """
+    try:
+        yield
+    except BaseException as error:
+        _logger.exception("the model cannot be served")
+        report_failure(str(error))
+        os._exit(status)
 
 
 def _report(message: dict[str, str]) -> None:

@@ -9,6 +9,9 @@ import atexit
 import os
 import shutil
 import tempfile
+from bisect import bisect_left
+from collections import Counter as Counts
+from collections.abc import Sequence
 
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     # The first process, the supervisor, makes the directory; those it starts inherit the variable.
@@ -74,6 +77,13 @@ MODEL_SWITCHES = Counter("model_server_model_switches", "Model versions that wen
 MODEL_REJECTIONS = Counter(
     "model_server_model_rejections", "Model versions that were not put into service.", ["reason"]
 )
+
+
+def observe(histogram: Histogram, values: Sequence[float]) -> None:
+    """Observe many values for little more than the cost of one."""
+    for bucket, count in Counts(bisect_left(histogram._upper_bounds, value) for value in values).items():
+        histogram._buckets[bucket].inc(count)
+    histogram._sum.inc(sum(values))
 
 
 def registry() -> CollectorRegistry:

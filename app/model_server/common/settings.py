@@ -34,6 +34,8 @@ class Settings:
     """A Unix socket to listen on too, for a proxy on the same machine."""
     workers: int
     """Worker processes."""
+    preload_model: bool
+    """Load the model once, before the workers are forked, so that they share its memory."""
     concurrency: int
     """Predictions that one worker runs at once; 1 also keeps models that are not thread-safe correct."""
     queue_length: int
@@ -70,6 +72,7 @@ class Settings:
             port=source.get("SERVING_PORT", "8000", _integer(1, 65535)),
             socket=source.get("SERVING_SOCKET", "", _socket_path),
             workers=source.get("SERVING_WORKERS", "0", _integer(0, 64)) or available_cores(),
+            preload_model=source.get("SERVING_PRELOAD_MODEL", "false", _boolean),
             concurrency=source.get("SERVING_CONCURRENCY", "1", _integer(1, 64)),
             queue_length=source.get("SERVING_QUEUE_LENGTH", "64", _integer(0, 1000)),
             max_body_bytes=source.get("SERVING_MAX_BODY_BYTES", str(16 * _MIB), _integer(1, 1024 * _MIB)),

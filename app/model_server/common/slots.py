@@ -12,19 +12,25 @@ import os
 from pathlib import Path
 
 _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-_held: dict[int, tuple[int, str]] = {}  # by process id: descriptor of the lock, slot
+_held: list[tuple[int, str]] = []  # descriptor of the lock, slot; one at most
 
 
 def identifier() -> str:
     """The slot of this process, claimed at the first call and after every fork."""
-    process = os.getpid()
-    if process not in _held:
-        for descriptor, _ in _held.values():
-            # Inherited over a fork: the parent's lock lives on in the parent.
-            os.close(descriptor)
-        _held.clear()
-        _held[process] = _claim(_directory())
-    return _held[process][1]
+    # Asked for every count: no question to the system on the way.
+    if not _held:
+        _held.append(_claim(_directory()))
+    return _held[0][1]
+
+
+def _forget_the_parents() -> None:
+    # The lock lives on in the parent.
+    for descriptor, _ in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_the_parents)
 
 
 def forget_dead() -> None:

@@ -1,27 +1,31 @@
-"""The Flask application: MLflow's scoring protocol and what an operator needs beside it."""
+"""The application of a worker: predictions by :class:`Scoring`, everything else by Flask."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from flask import Flask, Response, request
+from flask import Flask, request
+from flask import Response as FlaskResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_flask_exporter import PrometheusMetrics
 from werkzeug.exceptions import HTTPException
 
 from model_server.common import metrics
+from model_server.worker import wsgi_bridge
 from model_server.worker.errors import DeadlineError, ModelFailedError, NoModelError, RequestError, ServerError
-from model_server.worker.invocations import ERROR_KEY, PATH, Invocations, request_id
+from model_server.worker.http import Request, Response
 from model_server.worker.openapi import describe
-from model_server.worker.predictor import Predictor
+from model_server.worker.scoring import PATH, Scored, Scoring
 
 if TYPE_CHECKING:
     from model_server.common.settings import Settings
+    from model_server.common.store import StoredModel
     from model_server.worker.model import ServedModel
 
 _logger = logging.getLogger(__name__)
@@ -31,55 +35,128 @@ _HTTP_ERROR_CODES = {404: "ENDPOINT_NOT_FOUND", 500: "INTERNAL_ERROR"}
 _NO_MODEL = "No model is served yet: none is registered under this name and alias. Train one with --tags train."
 
 
+class ModelLoadError(Exception):
+    """A model version cannot be loaded."""
+
+
 class ModelServer(Flask):
-    """A Flask application with the model it serves."""
+    """A Flask application with the model it serves.
 
-    def __init__(self, settings: Settings, model: ServedModel | None) -> None:
+    It is what Gunicorn loads; the :mod:`loop <model_server.worker.loop>` asks :meth:`predicts`, :meth:`answer` and
+    :meth:`refuse`.
+
+    Args:
+        settings: of the server.
+        stored: the version to serve, or None while there is none.
+    """
+
+    def __init__(self, settings: Settings, stored: StoredModel | None) -> None:
         super().__init__("model_server", static_folder=None)
+        # A path with two slashes is another path, as for MLflow's server.
+        self.url_map.merge_slashes = False
         self.settings = settings
-        self.model = model
+        self.stored = stored
+        self.model: ServedModel | None = None
+        self._scoring: Scoring | None = None
 
-    def start_worker(self) -> None:
-        """Begin in a worker process: threads do not survive the fork, and metrics belong to a process."""
+    def load(self) -> None:
+        """Load the model, if there is one and it is not loaded yet.
+
+        Raises:
+            ModelLoadError: when its code cannot be run here; the message has the reason.
+        """
+        if self.stored is None or self.model is not None:
+            return
+        import numpy
+
+        from model_server.worker.model import ServedModel
+
+        # Its generator was seeded when it was imported, before the fork: workers would all draw the same numbers.
+        numpy.random.seed()
+        try:
+            self.model = ServedModel.load(self.stored, self.settings.max_rows, self.settings.max_body_bytes)
+        except BaseException as error:
+            raise ModelLoadError(f"it cannot be loaded: {type(error).__name__}: {error}") from error
+
+    def begin(self) -> None:
+        """Load the model, have it answer its own example, and be ready to answer in this process.
+
+        After the fork: threads, event loops, random numbers and devices that a model has do not survive one.
+
+        Raises:
+            ModelLoadError: when its code cannot be run here.
+            ExampleError: when it does not answer its own example as it did at training time.
+        """
+        self.load()
         if self.model is None:
             return
-        settings, version = self.settings, self.model.version
-        predictor = Predictor(settings.concurrency, settings.queue_length, settings.request_timeout)
-        self.wsgi_app = Invocations(  # type: ignore[method-assign]  # Flask's own way to put something before it
-            self.model, predictor, settings.max_body_bytes, self.error_body, self.wsgi_app
-        )
+        if not self.model.answer_example():
+            _logger.warning("the model was logged without an input example: only its loading was checked")
+        version = self.model.version
+        self._scoring = Scoring(self.model)
         metrics.MODEL_INFO.labels(version.name, version.version, version.run_id).set(1)
         metrics.MODEL_LOADED.set(self.model.loaded_at)
         self.model.drift.announce()
+        # Full collections would look at all of the model again and again.
+        gc.collect()
+        gc.freeze()
 
-    def error_body(self, error: RequestError, identifier: str) -> bytes:
-        """The JSON body of an error; logs and counts it."""
+    # --- what the loop asks ---
+
+    def predicts(self, request: Request) -> bool:
+        """Whether a request takes one of the places for predictions."""
+        return self._scoring is not None and request.path == PATH and request.method == "POST"
+
+    def answer(self, request: Request) -> Response:
+        """Answer a request."""
+        if self._scoring is None or not request.predicts:
+            return wsgi_bridge.answer(self.wsgi_app, request)
+        try:
+            return self._scoring.answer(request)
+        except RequestError as error:
+            return self.refuse(request, error)
+
+    def refuse(self, request: Request, error: RequestError) -> Response:
+        """Answer a request with an error, which is logged and counted unless it has been answered already."""
+        if not request.abandoned or isinstance(error, DeadlineError):
+            self._record(request, error)
+        headers = {"Content-Type": "application/json", "X-Request-Id": request.id, **error.headers}
+        if self.model is not None:
+            headers["X-Model-Version"] = self.model.version.version
+        body = orjson.dumps(error.body(request.id, self.settings.debug))
+        return Response(error.status, headers.items(), body)
+
+    def count(self, scored: Sequence[Scored]) -> None:
+        """Count predictions that were answered."""
+        if self._scoring is not None:
+            self._scoring.count(scored)
+
+    def _record(self, request: Request, error: RequestError) -> None:
         if isinstance(error, ModelFailedError):
-            _logger.error("the model failed", extra={"request_id": identifier}, exc_info=error.__cause__)
+            _logger.error("the model failed", extra={"request_id": request.id}, exc_info=error.__cause__)
         elif isinstance(error, ServerError):
-            _logger.error("a request failed in the server", extra={"request_id": identifier}, exc_info=error.__cause__)
+            _logger.error("a request failed in the server", extra={"request_id": request.id}, exc_info=error.__cause__)
         elif isinstance(error, DeadlineError):
-            _logger.warning("a prediction was not there in time", extra={"request_id": identifier})
+            _logger.warning("a prediction was not there in time", extra={"request_id": request.id})
         if self.settings.debug and error.__cause__ is not None:
             error.detail = "".join(traceback.format_exception(error.__cause__))
         metrics.ERRORS.labels(error.kind).inc()
         metrics.REQUESTS.labels(str(error.status)).inc()
-        return orjson.dumps(error.body(identifier, self.settings.debug))
 
 
-def create_app(settings: Settings, model: ServedModel | None) -> ModelServer:
+def create_app(settings: Settings, stored: StoredModel | None) -> ModelServer:
     """The application for one model version, or for none yet.
 
-    Call :meth:`ModelServer.start_worker` in the process that answers requests.
+    Call :meth:`ModelServer.begin` in the process that answers requests.
     """
-    app = ModelServer(settings, model)
+    app = ModelServer(settings, stored)
     app.before_request(_begin)
     app.after_request(_finisher(app))
     http_error, any_error = _error_handlers(app)
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(Exception, any_error)
     # The default metrics of every route. Its own endpoint is off: /metrics sums over the slots of all processes.
-    # What Flask sees of the scoring path is its errors only; metrics.REQUESTS counts all of it.
+    # Of predictions it would see only those that cannot be made; metrics.REQUESTS counts them all.
     PrometheusMetrics(app, path=None, group_by="url_rule", excluded_paths=[f"^{PATH}$"], registry=CollectorRegistry())
 
     app.add_url_rule(PATH, "invocations", lambda: _refuse_invocation(app), methods=["POST"])
@@ -96,25 +173,24 @@ def create_app(settings: Settings, model: ServedModel | None) -> ModelServer:
 # --- the protocol --------------------------------------------------------------------------------------------------
 
 
-def _refuse_invocation(app: ModelServer) -> Response:
-    # What can be answered never comes here: see invocations.Invocations.
-    error: Exception | None = request.environ.get(ERROR_KEY)
+def _refuse_invocation(app: ModelServer) -> FlaskResponse:
+    # With a model, predictions never come here.
     retry_after = str(max(1, round(app.settings.refresh_interval)))
-    raise error or NoModelError(_NO_MODEL, headers={"Retry-After": retry_after})
+    raise NoModelError(_NO_MODEL, headers={"Retry-After": retry_after})
 
 
-def _alive() -> Response:
-    return Response("\n", mimetype="application/json")
+def _alive() -> FlaskResponse:
+    return FlaskResponse("\n", mimetype="application/json")
 
 
-def _version() -> Response:
-    return Response(package_version("mlflow-skinny"), mimetype="application/json")
+def _version() -> FlaskResponse:
+    return FlaskResponse(package_version("mlflow-skinny"), mimetype="application/json")
 
 
 # --- for the operator ----------------------------------------------------------------------------------------------
 
 
-def _ready(app: ModelServer) -> Response:
+def _ready(app: ModelServer) -> FlaskResponse:
     if app.model is None:
         raise NoModelError(_NO_MODEL)
     # A worker accepts connections only after its model has answered its example: see gunicorn_config.
@@ -122,14 +198,14 @@ def _ready(app: ModelServer) -> Response:
     return _json({"status": "ready", "model": version.name, "version": version.version})
 
 
-def _model(app: ModelServer) -> Response:
+def _model(app: ModelServer) -> FlaskResponse:
     if app.model is None:
         raise NoModelError(_NO_MODEL)
     return _json(app.model.description())
 
 
-def _metrics() -> Response:
-    return Response(generate_latest(metrics.registry()), content_type=CONTENT_TYPE_LATEST)
+def _metrics() -> FlaskResponse:
+    return FlaskResponse(generate_latest(metrics.registry()), content_type=CONTENT_TYPE_LATEST)
 
 
 # --- every answer --------------------------------------------------------------------------------------------------
@@ -141,36 +217,55 @@ def _begin() -> None:
         request.prom_do_not_track = True  # type: ignore[attr-defined]  # prometheus-flask-exporter looks for it
 
 
-def _finisher(app: ModelServer) -> Callable[[Response], Response]:
-    version = app.model.version.version if app.model else None
-
-    def finish(response: Response) -> Response:
-        response.headers["X-Request-Id"] = request_id(request.environ)
-        if version is not None:
-            response.headers["X-Model-Version"] = version
+def _finisher(app: ModelServer) -> Callable[[FlaskResponse], FlaskResponse]:
+    def finish(response: FlaskResponse) -> FlaskResponse:
+        response.headers["X-Request-Id"] = _asked().id
+        if app.model is not None:
+            response.headers["X-Model-Version"] = app.model.version.version
         return response
 
     return finish
 
 
-def _error_handlers(app: ModelServer) -> tuple[Callable[[HTTPException], Response], Callable[[Exception], Response]]:
-    def http_error(error: HTTPException) -> Response:
+def _error_handlers(
+    app: ModelServer,
+) -> tuple[Callable[[HTTPException], FlaskResponse], Callable[[Exception], FlaskResponse]]:
+    def http_error(error: HTTPException) -> FlaskResponse:
+        if error.code == 404 and (path := _without_slash(app)) is not None:
+            return FlaskResponse(status=307, headers={"Location": path})
         response = error.get_response()
         code = _HTTP_ERROR_CODES.get(error.code or 500, "BAD_REQUEST")
-        body = {"error_code": code, "message": error.description, "request_id": request_id(request.environ)}
+        body = {"error_code": code, "message": error.description, "request_id": _asked().id}
         headers = {name: value for name, value in response.headers.items() if name in ("Allow", "Location")}
         return _json(body, error.code or 500, headers)
 
-    def any_error(error: Exception) -> Response:
+    def any_error(error: Exception) -> FlaskResponse:
         if not isinstance(error, RequestError):
             cause = error
             error = ServerError("The server failed on this request. Its log has the reason under the request's id.")
             error.__cause__ = cause
-        body = app.error_body(error, request_id(request.environ))
-        return Response(body, error.status, error.headers, mimetype="application/json")
+        refusal = app.refuse(_asked(), error)
+        return FlaskResponse(refusal.body, refusal.status, dict(refusal.headers))
 
     return http_error, any_error
 
 
-def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS), status, headers, mimetype="application/json")
+def _asked() -> Request:
+    asked: Request = request.environ[wsgi_bridge.REQUEST_KEY]
+    return asked
+
+
+def _without_slash(app: ModelServer) -> str | None:
+    """Where a request for a path of ours with a slash too many should go, as MLflow's server says it."""
+    path = request.path.removesuffix("/")
+    known = {rule.rule for rule in app.url_map.iter_rules()}
+    if path == request.path or path not in known:
+        return None
+    query = request.environ["QUERY_STRING"]
+    return f"{path}?{query}" if query else path
+
+
+def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> FlaskResponse:
+    return FlaskResponse(
+        orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS), status, headers, mimetype="application/json"
+    )

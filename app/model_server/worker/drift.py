@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from model_server.common.metrics import DRIFT, DRIFT_EXPECTED
@@ -37,6 +38,7 @@ class _Feature:
         labels = [f"{edge:g}" for edge in edges] + ["+Inf"]
         self._counters = [DRIFT.labels(version, name, label) for label in labels]
         self._expected = dict(zip(labels, expected, strict=True))
+        self._uncounted: Counter[int] = Counter()
         self._name = name
         self._version = version
 
@@ -44,9 +46,13 @@ class _Feature:
         for label, share in self._expected.items():
             DRIFT_EXPECTED.labels(self._version, self._name, label).set(share)
 
-    def count(self, values: Iterable[float]) -> None:
-        for value in values:
-            self._counters[bisect_left(self.edges, value)].inc()
+    def add(self, values: Iterable[float]) -> None:
+        self._uncounted.update(bisect_left(self.edges, value) for value in values)
+
+    def count(self) -> None:
+        for bin_, number in self._uncounted.items():
+            self._counters[bin_].inc(number)
+        self._uncounted.clear()
 
 
 class DriftProfile:
@@ -75,19 +81,27 @@ class DriftProfile:
         for feature in self._features.values():
             feature.announce()
 
-    def observe(self, data: Any, answer: Any, observer: Observer | None) -> None:
-        """Count one request. Never raises: what cannot be counted is not worth a request."""
+    def observe(self, answered: Sequence[tuple[Any, Any]], observer: Observer | None) -> None:
+        """Count requests. Never raises: what cannot be counted is not worth a request.
+
+        Args:
+            answered: what the model was given and what it returned, for each request.
+            observer: the model's own.
+        """
         if not self._features:
             return
-        try:
-            seen = _observations(self._features, data, answer)
-            if observer is not None:
-                seen.update(observer(data, answer))
-            for name, values in seen.items():
-                if name in self._features:
-                    self._features[name].count(values)
-        except Exception:
-            _logger.debug("a request could not be counted for drift", exc_info=True)
+        for data, answer in answered:
+            try:
+                seen = _observations(self._features, data, answer)
+                if observer is not None:
+                    seen.update(observer(data, answer))
+                for name, values in seen.items():
+                    if name in self._features:
+                        self._features[name].add(values)
+            except Exception:
+                _logger.debug("a request could not be counted for drift", exc_info=True)
+        for feature in self._features.values():
+            feature.count()
 
 
 def _observations(names: Iterable[str], data: Any, answer: Any) -> dict[str, Iterable[float]]:

@@ -93,3 +93,23 @@ class DeadlineError(RequestError):
     status = 504
     error_code = "DEADLINE_EXCEEDED"
     kind = "deadline"
+
+
+class NotHttpError(RequestError):
+    """What came is no request of HTTP/1.1, or breaks its rules."""
+
+    kind = "http"
+
+
+class HeadTooLargeError(RequestError):
+    """More bytes before the body than a request may have."""
+
+    status = 431
+    kind = "too_large"
+
+
+class RequestTimeoutError(RequestError):
+    """The client took too long to send its request."""
+
+    status = 408
+    kind = "timeout"

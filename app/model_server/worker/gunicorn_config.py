@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model_server.common import contract, logs
 from model_server.common.settings import Settings
+from model_server.worker.seats import Seats
 
 if TYPE_CHECKING:
-    from gunicorn.workers.base import Worker
+    from model_server.worker.worker import LoopWorker
 
 _settings = Settings.from_environment()
-_logger = logging.getLogger(__name__)
 
-bind = [f"fd://{descriptor}" for descriptor in os.environ[contract.LISTENERS_VARIABLE].split(",")]
+# The others are left to the worker: Gunicorn removes the path of a Unix socket when it ends, and the next has it too.
+bind = f"fd://{contract.listeners()[0]}"
 workers = _settings.workers
-worker_class = "model_server.worker.worker.FollowingThreadWorker"
-# Every request that runs or waits holds a thread; the spare ones answer health checks and say that the queue is full.
-threads = _settings.concurrency + _settings.queue_length + 8
-worker_connections = 1000 + threads
+worker_class = "model_server.worker.worker.LoopWorker"
 preload_app = True
-keepalive = 75
-backlog = 1024
-# A hung worker is found by this heartbeat of its main thread; a hung prediction by the predictor.
-timeout = 60
+# A hung worker is found by the heartbeat of its main thread, which loads the model too; a hung prediction by the loop.
+timeout = max(60, round(_settings.start_timeout))
 graceful_timeout = round(_settings.shutdown_timeout)
 control_socket_disable = True
 # Heartbeats are file times: keep them off the disk.
 worker_tmp_dir = "/dev/shm"  # noqa: S108 - Gunicorn makes an unlinked file there
-limit_request_line = 8190
 accesslog = None
 loglevel = "warning"
 logconfig_dict = {
@@ -45,19 +38,25 @@ logconfig_dict = {
     },
 }
 
+_seats = Seats(workers)
 
-def post_worker_init(_worker: Worker) -> None:
-    """In a new worker, before it accepts: answer the model's own example, then say that it is ready."""
+
+def pre_fork(server: Any, worker: LoopWorker) -> None:
+    """In Gunicorn: give a new worker a seat that no other has."""
+    worker.seats = _seats
+    worker.seat = _seats.free({other.seat for other in server.WORKERS.values()})
+
+
+def child_exit(_server: Any, worker: LoopWorker) -> None:
+    """In Gunicorn: a worker is gone."""
+    _seats.leave(worker.seat)
+
+
+def post_worker_init(_worker: LoopWorker) -> None:
+    """In a new worker, before it accepts: have the model answer its own example, then say that the worker is ready."""
     from model_server.worker.wsgi import application
 
-    application.start_worker()
-    if application.model is not None:
-        try:
-            if not application.model.answer_example():
-                _logger.warning("the model was logged without an input example: only its loading was checked")
-        except Exception as error:  # noqa: BLE001 - it ends in the report and in the exit status
-            _logger.error("the model does not work", extra={"reason": str(error)})
-            contract.report_failure(str(error))
-            # Gunicorn's own status for a worker that cannot boot: it stops instead of forking the next.
-            os._exit(3)
+    # Gunicorn's own status for a worker that cannot boot: it stops instead of forking the next.
+    with contract.reporting_failure(status=3):
+        application.begin()
     contract.report_ready()

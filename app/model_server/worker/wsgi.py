@@ -1,37 +1,28 @@
-"""The application that Gunicorn loads before it forks, so that workers share the model's memory."""
+"""The application that Gunicorn loads before it forks: workers share the memory of all libraries."""
 
 from __future__ import annotations
 
 import gc
-import logging
-import sys
 
 from model_server.common import contract, logs
 from model_server.common.settings import Settings
 from model_server.worker.app import ModelServer, create_app
 
-_logger = logging.getLogger(__name__)
 
-
-def _load() -> ModelServer:
+def _create() -> ModelServer:
     settings = Settings.from_environment()
     logs.configure(settings.debug)
-    stored = contract.assigned_model()
-    if stored is None:
-        return create_app(settings, None)
-    try:
-        from model_server.worker.model import ServedModel
+    app = create_app(settings, contract.assigned_model())
+    if app.stored is not None:
+        import model_server.worker.model  # noqa: F401 - MLflow, pandas and NumPy, for all workers
 
-        model = ServedModel.load(stored, settings.max_rows, settings.max_body_bytes)
-        app = create_app(settings, model)
-    except BaseException as error:
-        _logger.exception("the model cannot be loaded", extra={"version": stored.version.version})
-        contract.report_failure(f"it cannot be loaded: {type(error).__name__}: {error}")
-        sys.exit(1)
-    gc.collect()
+        if settings.preload_model:
+            with contract.reporting_failure(status=1):
+                app.load()
     # The collector would otherwise write to every object's header and unshare the pages from the workers.
+    gc.collect()
     gc.freeze()
     return app
 
 
-application = _load()
+application = _create()

@@ -1,0 +1,470 @@
+"""The loop of one worker: all connections, the queue for predictions, and the threads that take turns at it.
+
+One thread, the *leader*, waits for all connections, reads their requests and answers them itself, one after the other.
+That is the quickest way while requests are quick: two changes of thread cost more than a small model does, and threads
+that are busy at the same time spend their time on Python's lock. When a request takes longer than a moment, another
+thread becomes the leader: it goes on with everybody else's requests, and the former hands over its answer when it has
+it. Only the leader touches connections, so nothing here needs a lock but the change of leaders.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from time import perf_counter, sleep
+from typing import Protocol
+
+from model_server.common import metrics
+from model_server.worker.connection import Connection, Limits, Phase
+from model_server.worker.errors import BusyError, DeadlineError, RequestError, ServerError
+from model_server.worker.http import Request, Response
+from model_server.worker.scoring import Scored
+from model_server.worker.seats import Seats
+
+_logger = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS = 0.01
+"""How long a request may take before another thread leads."""
+_YIELD_SECONDS = 0.002
+"""How long a new connection is left to workers that have fewer."""
+_SWEEP_SECONDS = 1.0
+"""Between two looks at who has waited for too long."""
+_FAREWELL_SECONDS = 1.0
+"""How long a worker that stops waits for the next request of an idle client: it may be under way."""
+_COUNTED_TOGETHER = 64
+"""Answers are counted when nothing else is to be done, or so many at once: singly that costs as much as their parsing."""
+_MOST_EVENTS = 8
+"""Looked at together, so that those who come meanwhile have their turn."""
+
+
+class Application(Protocol):
+    """What answers requests. Called from any thread; none of it raises."""
+
+    def predicts(self, request: Request) -> bool:
+        """Whether a request takes one of the places for predictions."""
+
+    def answer(self, request: Request) -> Response:
+        """Answer it; this may take long."""
+
+    def refuse(self, request: Request, error: RequestError) -> Response:
+        """Answer it with an error; this is quick."""
+
+    def count(self, scored: Sequence[Scored]) -> None:
+        """Count predictions that were answered."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a worker does at one time."""
+
+    predictions: int
+    """At once."""
+    waiting: int
+    """Requests for predictions that wait; the next is refused."""
+    seconds: float
+    """From a request's arrival until it is answered with an error."""
+    connections: int = 1000
+    """The next takes the place of whoever has waited longest for the end of its request, or for the next."""
+
+
+@dataclass(slots=True)
+class _Answered:
+    """What is counted of a request for a prediction."""
+
+    response: Response
+    waited: float
+    took: float
+
+
+class _Leader:
+    """A thread's turn at leading."""
+
+    __slots__ = ("busy_since", "request")
+
+    def __init__(self) -> None:
+        self.request: Request | None = None
+        """What it answers now."""
+        self.busy_since = 0.0
+
+
+class Loop:
+    """Answers what comes in on some listeners, until it is stopped.
+
+    Args:
+        application: what answers.
+        listeners: non-blocking; other workers accept from them too.
+        seats: the connections of all these workers.
+        seat: of this worker.
+        capacity: of this worker.
+        limits: of each connection.
+        on_stuck: called when a prediction still runs as long again after its time was over. No thread can be stopped
+            from outside, so the process should be replaced.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        listeners: Sequence[socket.socket],
+        seats: Seats,
+        seat: int,
+        capacity: Capacity,
+        limits: Limits,
+        on_stuck: Callable[[], None],
+    ) -> None:
+        self._application = application
+        self._listeners = {listener.fileno(): listener for listener in listeners}
+        self._seats = seats
+        self._seat = seat
+        self._capacity = capacity
+        self._limits = limits
+        self._on_stuck = on_stuck
+        self._epoll = select.epoll()
+        self._connections: dict[int, Connection] = {}
+        self._others: deque[Request] = deque()
+        self._waiting: deque[Request] = deque()
+        self._running: set[Request] = set()
+        """What former leaders still answer."""
+        self._answered: list[_Answered] = []
+        """What has not been counted yet."""
+        self._outcomes: deque[tuple[Request, Response]] = deque()
+        """What they have answered since the leader last looked."""
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._accepts_at = 0.0
+        self._sweeps_at = perf_counter() + _SWEEP_SECONDS
+        self._stopping = False
+        self._finished = threading.Event()
+        self._active = threading.Event()
+        self._leader = _Leader()
+        self._lock = threading.Lock()
+        self._vacant = threading.Semaphore(0)
+        self._spare_threads = 0
+        self._epoll.register(self._wake, select.EPOLLIN)
+        for descriptor in self._listeners:
+            self._epoll.register(descriptor, select.EPOLLIN)
+
+    # --- from the main thread ---
+
+    def start(self) -> None:
+        """Begin to accept and to answer."""
+        self._seats.set(self._seat, 0)
+        self._appoint()
+
+    def watch(self, seconds: float) -> bool:
+        """Have another thread lead when the leader is kept by a slow request; false when the loop has ended.
+
+        Call it again and again.
+
+        Args:
+            seconds: after which it returns at the latest, or somewhat later.
+        """
+        if self._active.wait(seconds):
+            sleep(_PATIENCE_SECONDS)
+            leader = self._leader
+            if leader.busy_since and perf_counter() - leader.busy_since >= _PATIENCE_SECONDS:
+                self._relieve(leader)
+        return not self._finished.is_set()
+
+    def stop(self) -> None:
+        """Accept no more connections, answer what is under way, and end."""
+        self._stopping = True
+        self._wake_leader()
+
+    def _relieve(self, leader: _Leader) -> None:
+        with self._lock:
+            # It may have come back meanwhile.
+            if leader.request is None:
+                return
+            self._running.add(leader.request)
+            self._leader = _Leader()
+            self._appoint()
+
+    def _appoint(self) -> None:
+        """Have a thread lead: one that has nothing to do, or a new one."""
+        if self._spare_threads:
+            self._spare_threads -= 1
+        else:
+            threading.Thread(target=self._take_turns, name="leader", daemon=True).start()
+        self._vacant.release()
+
+    def _wake_leader(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_write(self._wake, 1)
+
+    # --- from the threads that take turns ---
+
+    def _take_turns(self) -> None:
+        while True:
+            self._vacant.acquire()
+            try:
+                self._lead(self._leader)
+            except BaseException:
+                # Connections may be in any state: the worker is replaced.
+                _logger.critical("the server failed", exc_info=True)
+                os._exit(1)
+
+    def _lead(self, leader: _Leader) -> None:
+        """Answer requests until another thread leads or the loop has ended."""
+        while not self._has_ended():
+            request = self._due()
+            if request is None:
+                self._look()
+                continue
+            leader.request = request
+            leader.busy_since = request.began = perf_counter()
+            if not self._active.is_set():
+                self._active.set()
+            response = self._answer(request)
+            with self._lock:
+                leader.request = None
+                if leader is not self._leader:
+                    self._outcomes.append((request, response))
+                    self._spare_threads += 1
+                    self._wake_leader()
+                    return
+            leader.busy_since = 0.0
+            self._finish(request, response)
+
+    def _has_ended(self) -> bool:
+        if self._stopping and not self._connections and not self._listeners:
+            self._finished.set()
+            self._active.set()
+        return self._finished.is_set()
+
+    def _due(self) -> Request | None:
+        """The next request that can be answered now. What needs no prediction comes first: it is quick."""
+        if self._others:
+            return self._others.popleft()
+        while self._waiting and self._has_a_place():
+            request = self._waiting.popleft()
+            if request.connection.phase is not Phase.CLOSED:
+                return request
+            metrics.IN_FLIGHT.dec()
+        return None
+
+    def _has_a_place(self) -> bool:
+        return sum(request.predicts for request in self._running) < self._capacity.predictions
+
+    def _answer(self, request: Request) -> Response:
+        if request.refusal is not None:
+            return self._application.refuse(request, request.refusal)
+        try:
+            return self._application.answer(request)
+        except Exception as error:  # noqa: BLE001 - a fault of ours: the client is told, the log has it
+            failure = ServerError("The server failed on this request. Its log has the reason under the request's id.")
+            failure.__cause__ = error
+            return self._application.refuse(request, failure)
+
+    def _finish(self, request: Request, response: Response) -> None:
+        """Give the client its answer, and take its next request if it has sent one already."""
+        connection = request.connection
+        if connection.phase is not Phase.CLOSED:
+            try:
+                connection.answer(request, response, last=self._stopping)
+            except OSError:
+                self._drop(connection)
+            else:
+                self._go_on(connection)
+        if request.predicts:
+            now = perf_counter()
+            self._answered.append(_Answered(response, (request.began or now) - request.arrived, now - request.arrived))
+
+    def _go_on(self, connection: Connection) -> None:
+        """Do what a connection needs after its answer was sent, as far as it was."""
+        if connection.phase is Phase.CLOSED:
+            self._drop(connection)
+        elif connection.phase is Phase.WRITE:
+            self._listen_for(connection, select.EPOLLOUT)
+        else:
+            if connection.events != select.EPOLLIN:
+                self._listen_for(connection, select.EPOLLIN)
+            if connection.phase is not Phase.LINGER and (request := connection.next()):
+                self._take(request)
+
+    def _take(self, request: Request) -> None:
+        """Put a request in line, or refuse it."""
+        if request.refusal is not None or not self._application.predicts(request):
+            self._others.append(request)
+            return
+        if len(self._waiting) >= self._capacity.waiting and not self._has_a_place():
+            request.refusal = BusyError(
+                "The server is busy: its queue is full. Try again.", headers={"Retry-After": "1"}
+            )
+            self._others.append(request)
+            return
+        request.predicts = True
+        metrics.IN_FLIGHT.inc()
+        self._waiting.append(request)
+
+    # --- what came ---
+
+    def _look(self) -> None:
+        """Wait for something to happen, and do what it asks for."""
+        events = self._epoll.poll(0, _MOST_EVENTS)
+        if len(self._answered) >= _COUNTED_TOGETHER or not events:
+            self._count()
+        if not events:
+            events = self._epoll.poll(max(0.0, self._next_look() - perf_counter()), _MOST_EVENTS)
+        if not events:
+            self._active.clear()
+        for descriptor, happened in events:
+            if len(self._waiting) > self._capacity.waiting and self._has_a_place():
+                # What is not read yet need not be refused: these may be quick.
+                break
+            if descriptor in self._listeners:
+                self._accept(self._listeners[descriptor])
+            elif descriptor == self._wake:
+                self._heed()
+            elif connection := self._connections.get(descriptor):
+                self._attend(connection, happened)
+        self._keep_time(perf_counter())
+
+    def _count(self) -> None:
+        """Count what was answered."""
+        if not self._answered:
+            return
+        finished, self._answered = self._answered, []
+        metrics.IN_FLIGHT.dec(len(finished))
+        metrics.observe(metrics.QUEUE_SECONDS, [one.waited for one in finished])
+        metrics.observe(metrics.TOTAL_SECONDS, [one.took for one in finished])
+        self._application.count([one.response.scored for one in finished if one.response.scored is not None])
+
+    def _next_look(self) -> float:
+        """When something is due even if nothing happens."""
+        times = [self._sweeps_at]
+        times += [self._deadline(request) for request in self._running if request.predicts and not request.stuck]
+        if self._waiting:
+            times.append(self._deadline(self._waiting[0]))
+        if self._accepts_at:
+            times.append(self._accepts_at)
+        return min(times)
+
+    def _deadline(self, request: Request) -> float:
+        return request.arrived + self._capacity.seconds * (2 if request.abandoned else 1)
+
+    def _attend(self, connection: Connection, happened: int) -> None:
+        """Read what a client sent, or send it more."""
+        try:
+            if happened & (select.EPOLLHUP | select.EPOLLERR):
+                self._drop(connection)
+            elif connection.phase is Phase.WRITE:
+                connection.write()
+                self._go_on(connection)
+            elif connection.phase is Phase.ANSWER:
+                # One request at a time; what it sends meanwhile waits in the kernel.
+                self._listen_for(connection, 0)
+            elif request := connection.receive():
+                self._take(request)
+        except OSError:
+            self._drop(connection)
+
+    def _listen_for(self, connection: Connection, events: int) -> None:
+        connection.events = events
+        self._epoll.modify(connection.sock, events)
+
+    def _drop(self, connection: Connection) -> None:
+        descriptor = connection.sock.fileno()
+        if descriptor in self._connections:
+            del self._connections[descriptor]
+            self._epoll.unregister(descriptor)
+            connection.close()
+            self._seats.set(self._seat, len(self._connections))
+
+    def _heed(self) -> None:
+        """Send what former leaders have answered, and stop when asked to."""
+        os.eventfd_read(self._wake)
+        while self._outcomes:
+            request, response = self._outcomes.popleft()
+            self._running.discard(request)
+            if not request.abandoned:
+                self._finish(request, response)
+        if self._stopping and self._listeners:
+            for descriptor, listener in self._listeners.items():
+                self._epoll.unregister(descriptor)
+                listener.close()
+            self._listeners = {}
+            self._sweeps_at = perf_counter() + _FAREWELL_SECONDS
+            for connection in self._connections.values():
+                if connection.phase is Phase.IDLE:
+                    connection.deadline = self._sweeps_at
+
+    # --- new connections ---
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Accept who waits, until another worker has fewer connections: then it is that one's turn."""
+        while self._seats.has_fewest(self._seat):
+            if not self._accept_one(listener):
+                return
+        # It was woken too. Should it be kept, this worker goes on after a moment.
+        self._accepts_at = perf_counter() + _YIELD_SECONDS
+        self._listen_to_listeners(0)
+
+    def _accept_one(self, listener: socket.socket) -> bool:
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return False
+        except OSError as error:
+            _logger.warning("a connection cannot be accepted", extra={"reason": str(error)})
+            self._make_room()
+            return False
+        if len(self._connections) >= self._capacity.connections:
+            self._make_room()
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connections[sock.fileno()] = Connection(sock, self._limits)
+        self._epoll.register(sock, select.EPOLLIN)
+        self._seats.set(self._seat, len(self._connections))
+        return True
+
+    def _listen_to_listeners(self, events: int) -> None:
+        for descriptor in self._listeners:
+            self._epoll.modify(descriptor, events)
+
+    def _make_room(self) -> None:
+        """Drop who has waited longest and is owed no answer."""
+        idle = [one for one in self._connections.values() if one.phase is not Phase.ANSWER]
+        if idle:
+            self._drop(min(idle, key=lambda connection: connection.deadline))
+
+    # --- time ---
+
+    def _keep_time(self, now: float) -> None:
+        if self._accepts_at and now >= self._accepts_at:
+            self._accepts_at = 0.0
+            self._listen_to_listeners(select.EPOLLIN)
+            for listener in self._listeners.values():
+                self._accept_one(listener)
+        while self._waiting and now >= self._deadline(self._waiting[0]):
+            self._give_up(self._waiting.popleft())
+        for request in [one for one in self._running if one.predicts and now >= self._deadline(one)]:
+            if not request.abandoned:
+                request.abandoned = True
+                self._give_up(request)
+            elif not request.stuck:
+                request.stuck = True
+                _logger.critical("a prediction is stuck; this worker is replaced", extra={"request_id": request.id})
+                self._on_stuck()
+        if now >= self._sweeps_at:
+            self._sweeps_at = now + _SWEEP_SECONDS
+            for connection in [one for one in self._connections.values() if now >= one.deadline]:
+                self._expire(connection)
+
+    def _give_up(self, request: Request) -> None:
+        seconds = self._capacity.seconds
+        error = DeadlineError(f"No prediction within {seconds:g} s. Send fewer rows, or try again later.")
+        self._finish(request, self._application.refuse(request, error))
+
+    def _expire(self, connection: Connection) -> None:
+        request = connection.expire()
+        if request is None:
+            self._drop(connection)
+        else:
+            self._take(request)

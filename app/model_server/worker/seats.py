@@ -1,0 +1,40 @@
+"""How many connections each worker of a generation has, so that new ones go to the worker with the fewest.
+
+Whichever worker the kernel wakes first would otherwise take every new connection, and keep it.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Collection
+
+_NOBODY = 2**32 - 1
+
+
+class Seats:
+    """A count of connections for each seat, in memory that a parent and its workers share.
+
+    Args:
+        number: of workers at one time. Make it before the fork.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._counts = memoryview(mmap.mmap(-1, 4 * number)).cast("I")
+        for seat in range(number):
+            self.leave(seat)
+
+    def free(self, taken: Collection[int]) -> int:
+        """The first seat that is not in ``taken``."""
+        return next(seat for seat in range(len(self._counts)) if seat not in taken)
+
+    def set(self, seat: int, connections: int) -> None:
+        """Say how many connections the worker on ``seat`` has."""
+        self._counts[seat] = connections
+
+    def leave(self, seat: int) -> None:
+        """Nobody accepts connections on ``seat``."""
+        self._counts[seat] = _NOBODY
+
+    def has_fewest(self, seat: int) -> bool:
+        """Whether no other worker has fewer connections."""
+        return self._counts[seat] == min(self._counts)
