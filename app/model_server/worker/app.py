@@ -14,7 +14,7 @@ from flask import Flask, request
 from flask import Response as FlaskResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_flask_exporter import PrometheusMetrics
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
 
 from model_server.common import metrics
 from model_server.worker import wsgi_bridge
@@ -52,7 +52,6 @@ class ModelServer(Flask):
 
     def __init__(self, settings: Settings, stored: StoredModel | None) -> None:
         super().__init__("model_server", static_folder=None)
-        # A path with two slashes is another path, as for MLflow's server.
         self.url_map.merge_slashes = False
         self.settings = settings
         self.stored = stored
@@ -212,6 +211,9 @@ def _metrics() -> FlaskResponse:
 
 
 def _begin() -> None:
+    if _asked().path.startswith("//"):
+        # Another path, as for MLflow's server; Werkzeug takes one of the slashes away.
+        raise NotFound
     if request.method not in _METHODS:
         # A made-up method is answered 405, and must not make a new time series.
         request.prom_do_not_track = True  # type: ignore[attr-defined]  # prometheus-flask-exporter looks for it

@@ -15,7 +15,7 @@ import select
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter, sleep
@@ -39,7 +39,7 @@ _SWEEP_SECONDS = 1.0
 _FAREWELL_SECONDS = 1.0
 """How long a worker that stops waits for the next request of an idle client: it may be under way."""
 _COUNTED_TOGETHER = 64
-"""Answers are counted when nothing else is to be done, or so many at once: singly that costs as much as their parsing."""
+"""Answers are counted when nothing else is to be done, or so many at once: singly it takes as long as parsing them."""
 _MOST_EVENTS = 8
 """Looked at together, so that those who come meanwhile have their turn."""
 
@@ -104,8 +104,6 @@ class Loop:
         seat: of this worker.
         capacity: of this worker.
         limits: of each connection.
-        on_stuck: called when a prediction still runs as long again after its time was over. No thread can be stopped
-            from outside, so the process should be replaced.
     """
 
     def __init__(
@@ -116,7 +114,6 @@ class Loop:
         seat: int,
         capacity: Capacity,
         limits: Limits,
-        on_stuck: Callable[[], None],
     ) -> None:
         self._application = application
         self._listeners = {listener.fileno(): listener for listener in listeners}
@@ -124,7 +121,6 @@ class Loop:
         self._seat = seat
         self._capacity = capacity
         self._limits = limits
-        self._on_stuck = on_stuck
         self._epoll = select.epoll()
         self._connections: dict[int, Connection] = {}
         self._others: deque[Request] = deque()
@@ -153,7 +149,7 @@ class Loop:
 
     def start(self) -> None:
         """Begin to accept and to answer."""
-        self._seats.set(self._seat, 0)
+        self._say_how_many()
         self._appoint()
 
     def watch(self, seconds: float) -> bool:
@@ -172,7 +168,7 @@ class Loop:
         return not self._finished.is_set()
 
     def stop(self) -> None:
-        """Accept no more connections, answer what is under way, and end."""
+        """Accept no more connections, answer what is under way, and end. Safe in a signal handler."""
         self._stopping = True
         self._wake_leader()
 
@@ -374,7 +370,7 @@ class Loop:
             del self._connections[descriptor]
             self._epoll.unregister(descriptor)
             connection.close()
-            self._seats.set(self._seat, len(self._connections))
+            self._say_how_many()
 
     def _heed(self) -> None:
         """Send what former leaders have answered, and stop when asked to."""
@@ -389,6 +385,7 @@ class Loop:
                 self._epoll.unregister(descriptor)
                 listener.close()
             self._listeners = {}
+            self._seats.leave(self._seat)
             self._sweeps_at = perf_counter() + _FAREWELL_SECONDS
             for connection in self._connections.values():
                 if connection.phase is Phase.IDLE:
@@ -421,8 +418,12 @@ class Loop:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connections[sock.fileno()] = Connection(sock, self._limits)
         self._epoll.register(sock, select.EPOLLIN)
-        self._seats.set(self._seat, len(self._connections))
+        self._say_how_many()
         return True
+
+    def _say_how_many(self) -> None:
+        if self._listeners:
+            self._seats.set(self._seat, len(self._connections))
 
     def _listen_to_listeners(self, events: int) -> None:
         for descriptor in self._listeners:
@@ -451,7 +452,8 @@ class Loop:
             elif not request.stuck:
                 request.stuck = True
                 _logger.critical("a prediction is stuck; this worker is replaced", extra={"request_id": request.id})
-                self._on_stuck()
+                # No thread can be stopped from outside.
+                self.stop()
         if now >= self._sweeps_at:
             self._sweeps_at = now + _SWEEP_SECONDS
             for connection in [one for one in self._connections.values() if now >= one.deadline]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from types import FrameType
 from typing import Any
 
 from gunicorn.workers.base import Worker
@@ -22,35 +23,38 @@ class LoopWorker(Worker):
     seats: Seats
     """Of all workers of this Gunicorn; set before the fork, as is ``seat``."""
     seat: int
+    _loop: Loop | None = None
 
     def run(self) -> None:
         """Serve until asked to stop, and then until every request is answered."""
         application: Any = self.wsgi
         settings = application.settings
-        loop = Loop(
+        self._loop = loop = Loop(
             application,
             self._listeners(),
             self.seats,
             self.seat,
             Capacity(settings.concurrency, settings.queue_length, settings.request_timeout),
             Limits(settings.max_body_bytes),
-            self._end,
         )
         loop.start()
-        stopping = False
+        if not self.alive:
+            loop.stop()
         while loop.watch(_HEARTBEAT_SECONDS):
             self.notify()
-            if not stopping and (not self.alive or os.getppid() != self.ppid):
-                stopping = True
+            if os.getppid() != self.ppid:
                 loop.stop()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop when what is under way is answered."""
+        super().handle_exit(sig, frame)
+        if self._loop is not None:
+            self._loop.stop()
+
     def _listeners(self) -> list[socket.socket]:
-        # The first is Gunicorn's: it has closed the descriptor that it was given, and has another.
-        descriptors = [*(gunicorns.fileno() for gunicorns in self.sockets), *contract.listeners()[1:]]
-        listeners = [socket.socket(fileno=os.dup(descriptor)) for descriptor in descriptors]
+        # The first is Gunicorn's, which has closed the descriptor that it was given and uses another.
+        listeners = [gunicorns.sock for gunicorns in self.sockets]
+        listeners += [socket.socket(fileno=descriptor) for descriptor in contract.listeners()[1:]]
         for listener in listeners:
             listener.setblocking(False)
         return listeners
-
-    def _end(self) -> None:
-        self.alive = False

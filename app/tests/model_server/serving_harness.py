@@ -118,6 +118,10 @@ class Server:
     def serves(self, version: str) -> bool:
         return self.request("/ready").headers.get("X-Model-Version") == version
 
+    def wait_for_workers(self) -> None:
+        """Until every worker of the generation that serves accepts connections."""
+        self.wait_for(lambda: any(entry["message"] == "serving" for entry in self.logged()), "every worker")
+
     def metrics(self) -> dict[str, float]:
         lines = self.request("/metrics").body.decode().splitlines()
         samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
