@@ -338,6 +338,8 @@ def create_command(spec: ContainerSpec, fingerprint: str) -> list[str]:
         f"--label={UNIT_LABEL}={spec.unit}",
         f"--label={FINGERPRINT_LABEL}={fingerprint}",
         "--pull=never",
+        # The attached client hands every line to the journal: a second copy would cost as much again.
+        "--log-driver=none",
         *run_options(spec, spec.config_dir, spec.runtime_dir),
         *(f"--network-alias={alias}" for alias in (spec.name, *spec.aliases)),
         *(f"--publish={port}" for port in spec.publish),
