@@ -24,7 +24,7 @@ PIP_COMPILE = UV_NO_CONFIG=1 uv pip compile --quiet --upgrade --universal --pyth
 
 .PHONY: help demo demo-down site dev postgres serve train monitoring full dev-postgres dev-full down down-volumes \
 	status logs shell-train backup restore docker-build test-docker dashboards test lint unit molecule \
-	bench-provision bench-serving setup setup-dev lock clean
+	bench-provision bench-serving bench-appliance setup setup-dev lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z %-]*:.*## / { sub(/%/, "SERVICE", $$1); n = split($$1, names, " "); \
@@ -111,6 +111,9 @@ bench-provision: setup  ## Measure clone to served prediction, and the second ru
 
 bench-serving: setup-dev  ## Measure the model server beside MLflow's and MLServer
 	.ci/bench-serving
+
+bench-appliance: setup  ## Measure the model API through nginx beside the model server itself, on the demo's host
+	.ci/bench-appliance
 
 setup: .venv/.setup  ## Make .venv with what the playbooks need
 

@@ -240,6 +240,16 @@ class TestContexts:
         (project / "app/tool/b.py").touch()
         assert images.image_contexts(["tool"], BUILDS, str(project)) == first
 
+    def test_a_file_that_changes_and_keeps_its_size_gets_another_time(self, project: Path) -> None:
+        """Docker's builder would take it for the one that it was sent before."""
+        times = []
+        for text in ("one\n", "two\n", "one\n"):
+            (project / "app/tool/b.py").write_text(text)
+            with tarfile.open(images.image_contexts(["tool"], BUILDS, str(project))) as archive:
+                times.append(archive.getmember("app/tool/b.py").mtime)
+        assert times[0] != times[1]
+        assert times[0] == times[2]
+
 
 class TestTheAppliance:
     """The builds of the role ``images`` themselves."""

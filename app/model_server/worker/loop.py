@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 0.01
 """How long a request may take before another thread leads."""
-_YIELD_SECONDS = 0.002
+_YIELD_SECONDS = 0.001
 """How long a new connection is left to workers that have fewer."""
 _SWEEP_SECONDS = 1.0
 """Between two looks at who has waited for too long."""
@@ -395,7 +395,7 @@ class Loop:
 
     def _accept(self, listener: socket.socket) -> None:
         """Accept who waits, until another worker has fewer connections: then it is that one's turn."""
-        while self._seats.has_fewest(self._seat):
+        while self._seats.may_accept(self._seat):
             if not self._accept_one(listener):
                 return
         # It was woken too. Should it be kept, this worker goes on after a moment.

@@ -9,6 +9,8 @@ import mmap
 from collections.abc import Collection
 
 _NOBODY = 2**32 - 1
+_AHEAD = 1
+"""Clients that make a connection for each request would pay more for an exact balance than they gain."""
 
 
 class Seats:
@@ -35,6 +37,6 @@ class Seats:
         """Nobody accepts connections on ``seat``."""
         self._counts[seat] = _NOBODY
 
-    def has_fewest(self, seat: int) -> bool:
-        """Whether no other worker has fewer connections."""
-        return self._counts[seat] == min(self._counts)
+    def may_accept(self, seat: int) -> bool:
+        """Whether the worker on ``seat`` may have one more connection: no other has many fewer."""
+        return self._counts[seat] <= min(self._counts) + _AHEAD

@@ -53,7 +53,7 @@ class LoopWorker(Worker):
 
     def _listeners(self) -> list[socket.socket]:
         # The first is Gunicorn's, which has closed the descriptor that it was given and uses another.
-        listeners = [gunicorns.sock for gunicorns in self.sockets]
+        listeners: list[socket.socket] = [gunicorns.sock for gunicorns in self.sockets]  # type: ignore[attr-defined]  # typed as sockets
         listeners += [socket.socket(fileno=descriptor) for descriptor in contract.listeners()[1:]]
         for listener in listeners:
             listener.setblocking(False)
