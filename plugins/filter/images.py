@@ -152,7 +152,7 @@ def image_contexts(images: Iterable[str], builds: Builds, root: str) -> str:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             member.mode = 0o755 if _is_executable(file) else 0o644
-            # Docker's builder keeps what it was sent, and takes a file of the same name, size and time for the same file.
+            # Docker's builder keeps what it was sent: a file of the same name, size and time is the same file to it.
             member.mtime = int.from_bytes(hashlib.sha256(content).digest()[:4])
             archive.addfile(member, io.BytesIO(content))
     packed = gzip.compress(stream.getvalue(), mtime=0)
