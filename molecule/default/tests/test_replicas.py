@@ -17,7 +17,7 @@ from testinfra.host import Host
 
 CLIENTS = 4
 # One address sends all of this load.
-SETTINGS = {"serving_replicas": 2, "nginx_api_rate": 10000, "nginx_api_burst": 10000}
+SETTINGS = {"serving_replicas": 2, "nginx_api_rate": 10000, "nginx_api_burst": 10000, "nginx_api_logged_percent": 100}
 
 
 @dataclass
@@ -82,9 +82,13 @@ def test_both_answer(host: Host, api_url: str) -> None:
     wait_until(lambda: requests.get(f"{api_url}/ready", timeout=10).status_code == 200, 60, "a model is served")
     assert {"serving", "serving_2"} <= healthy_services(host)
     under_load(api_url, lambda: None, 1)
-    lines = host.check_output("journalctl -u mlops-nginx --since -10s --output cat").splitlines()
-    upstreams = {json.loads(line)["upstream"] for line in lines if '"/invocations"' in line}
-    assert len(upstreams) == 2, upstreams
+
+    def upstreams() -> set[str]:
+        lines = host.check_output("journalctl -u mlops-nginx --since -60s --output cat").splitlines()
+        return {json.loads(line)["upstream"] for line in lines if '"/invocations"' in line}
+
+    # nginx keeps its log for a second.
+    wait_until(lambda: len(upstreams()) == 2, 30, "both replicas are in nginx's log")
 
 
 @pytest.mark.parametrize("service", ["serving", "serving_2", "mlflow", "prometheus"])

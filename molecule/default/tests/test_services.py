@@ -163,7 +163,13 @@ class TestEndpoints:
 
     def test_every_request_is_a_line_of_json_in_the_journal(self, host: Host, api_url: str) -> None:
         identifier = requests.get(f"{api_url}/version", timeout=10).headers["X-Request-ID"]
-        lines = host.check_output("journalctl -u mlops-nginx --since -30s --output cat").splitlines()
-        (entry,) = (json.loads(line) for line in lines if identifier in line)
+
+        def logged() -> list[str]:
+            lines = host.check_output("journalctl -u mlops-nginx --since -60s --output cat").splitlines()
+            return [line for line in lines if identifier in line]
+
+        # nginx keeps its log for a second.
+        wait_until(lambda: logged() != [], 30, "the request is in the journal")
+        (entry,) = map(json.loads, logged())
         assert entry["status"] == 200
         assert float(entry["upstream_seconds"]) < 10
