@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from conftest import SERVICES, containers
+from conftest import SERVICES, containers, wait_until
 from testinfra.host import Host
 
 
