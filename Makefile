@@ -100,8 +100,9 @@ lint: setup-dev  ## Check style and types
 	ruff format --check
 	mypy
 
-unit: setup-dev  ## Run the tests that need no host
+unit: setup-dev  ## Run the tests that need no host, and those that start servers once more as on a slow machine
 	pytest
+	.ci/beside-load pytest -m timing
 
 molecule: setup-dev  ## Run the tests on hosts of their own
 	molecule test --all

@@ -27,7 +27,9 @@ values.ValueClass = values.MultiProcessValue(slots.identifier)  # type: ignore[n
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
-REQUESTS = Counter("model_server_requests", "Requests to /invocations by the status of their answer.", ["status"])
+REQUESTS = Counter(
+    "model_server_requests", "Requests to /invocations, and unreadable ones, by the status of their answer.", ["status"]
+)
 QUEUE_SECONDS = Histogram(
     "model_server_queue_seconds", "Seconds a request waited for its prediction.", buckets=_SECONDS
 )
@@ -40,7 +42,9 @@ BATCH_ROWS = Histogram(
 )
 PREDICTIONS = Counter("model_server_predictions", "Rows answered.", ["model", "version"])
 PATHS = Counter("model_server_input_path", "Requests by the way their input took to the model.", ["path"])
-ERRORS = Counter("model_server_errors", "Requests to /invocations that were answered with an error.", ["kind"])
+ERRORS = Counter(
+    "model_server_errors", "Requests to /invocations, and unreadable ones, that were answered with an error.", ["kind"]
+)
 IN_FLIGHT = Gauge("model_server_in_flight", "Requests to /invocations being worked on.", multiprocess_mode="livesum")
 MODEL_INFO = Gauge(
     "model_server_model_info",

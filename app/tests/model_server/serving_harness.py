@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import psutil
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from model_server.common.store import ModelStore, ModelVersion, StoredModel
@@ -82,7 +84,6 @@ class Server:
     process: subprocess.Popen[bytes]
     port: int
     log: Path
-    ready_after: float = 0.0
 
     def request(
         self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None, method: str | None = None
@@ -102,6 +103,20 @@ class Server:
             "/invocations", json.dumps({"inputs": queries}).encode(), {"Content-Type": "application/json"}
         )
 
+    def predict_on_held_connections(self, question: str, count: int = 8) -> list[Any]:
+        """The predictions that connections get which are open at the same time: they are spread over all workers."""
+        held = [http.client.HTTPConnection("127.0.0.1", self.port, timeout=30) for _ in range(count)]
+        predictions = []
+        for connection in held:
+            body = json.dumps({"inputs": [question]})
+            connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            assert answer.status == 200
+            predictions.append(json.loads(answer.read())["predictions"][0])
+        for connection in held:
+            connection.close()
+        return predictions
+
     def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
@@ -118,9 +133,20 @@ class Server:
     def serves(self, version: str) -> bool:
         return self.request("/ready").headers.get("X-Model-Version") == version
 
-    def wait_for_workers(self) -> None:
-        """Until every worker of the generation that serves accepts connections."""
-        self.wait_for(lambda: any(entry["message"] == "serving" for entry in self.logged()), "every worker")
+    def workers(self) -> set[int]:
+        """The process ids of the workers: those below the newest Gunicorn."""
+        try:
+            children = psutil.Process(self.process.pid).children()
+            gunicorns = [child for child in children if "gunicorn" in child.cmdline()]
+            newest = max(gunicorns, key=lambda process: process.create_time(), default=None)
+            return {child.pid for child in newest.children()} if newest else set()
+        except psutil.NoSuchProcess:
+            return set()
+
+    def wait_for_metrics(self, condition: Callable[[dict[str, float]], bool], what: str) -> dict[str, float]:
+        """The metrics when they are as the condition says: predictions are counted after they are answered."""
+        self.wait_for(lambda: condition(self.metrics()), what)
+        return self.metrics()
 
     def metrics(self) -> dict[str, float]:
         lines = self.request("/metrics").body.decode().splitlines()
@@ -160,7 +186,6 @@ class Servers:
             **environment,
         }
         inherited = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
-        begun = time.monotonic()
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "model_server"],
@@ -172,10 +197,13 @@ class Servers:
         server = Server(process, port, log)
         self.started.append(server)
         if ready:
-            server.wait_for(lambda: server.answers("/ready", 200), "ready")
+            # Said when every worker has answered the model's example; the first serves before that.
+            server.wait_for(
+                lambda: any(entry["message"] == "serving" and entry["version"] != "none" for entry in server.logged()),
+                "every worker is ready",
+            )
         else:
             server.wait_for(lambda: server.answers("/health", 200), "alive")
-        server.ready_after = time.monotonic() - begun
         return server
 
     def stop(self) -> None:

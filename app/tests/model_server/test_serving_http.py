@@ -112,23 +112,8 @@ def test_clients_that_stall_hold_up_neither_probes_nor_predictions(server: Serve
 
 
 def test_held_connections_reach_every_worker(server: Server) -> None:
-    processes = {answer[0][0]["score"] for answer in answers_of_held_connections(server, "process")}
+    processes = {answer[0]["score"] for answer in server.predict_on_held_connections("process")}
     assert len(processes) == 2, "8 connections, all on one of two workers"
-
-
-def answers_of_held_connections(server: Server, question: str) -> list[Any]:
-    """What 8 connections are answered that are open at the same time, once every worker accepts."""
-    server.wait_for_workers()
-    held = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=30) for _ in range(8)]
-    answers = []
-    for connection in held:
-        connection.request("POST", "/invocations", json.dumps({"inputs": [question]}).encode(), JSON)
-        answer = connection.getresponse()
-        assert answer.status == 200
-        answers.append(json.loads(answer.read())["predictions"])
-    for connection in held:
-        connection.close()
-    return answers
 
 
 # --- sockets -------------------------------------------------------------------------------------------------------
@@ -179,7 +164,7 @@ def own_thread(shared_servers: Servers) -> Server:
 
 def answers_of_both_workers(server: Server) -> dict[int, dict[str, Any]]:
     """What each of two workers answers, by its process id."""
-    answers = {answer[0]["process"]: answer[0] for answer in answers_of_held_connections(server, "q")}
+    answers = {answer["process"]: answer for answer in server.predict_on_held_connections("q")}
     assert len(answers) == 2
     return answers
 

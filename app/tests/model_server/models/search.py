@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import mlflow
 
@@ -16,8 +17,11 @@ class Search(mlflow.pyfunc.PythonModel):
             raise RuntimeError("a secret of the model")
         if query == "exit":
             raise SystemExit(1)
-        if query.startswith("sleep "):
-            time.sleep(float(query.removeprefix("sleep ")))
+        if query.startswith("wait for "):
+            # Until the test makes that file.
+            file = Path(query.removeprefix("wait for "))
+            while not file.exists():
+                time.sleep(0.01)
         if query == "process":
             return [{"function": "process", "score": os.getpid()}]
         return [{"function": f"{query}_{rank}", "score": 1 / (rank + 1)} for rank in range(top_k)]
