@@ -45,7 +45,7 @@ installed:
   type: list
   elements: str
 models:
-  description: What is served; C(server), C(name), C(version), C(since).
+  description: What is served; C(server), C(name), C(version), C(since), C(notice).
   returned: always
   type: list
   elements: dict
@@ -90,6 +90,8 @@ class Model:
     name: str
     version: str
     since: str
+    notice: str = NOTHING
+    """Why it serves none, or not the champion, or a model that does not answer its own example."""
 
 
 def unit_files(host: Host) -> list[str]:
@@ -189,6 +191,7 @@ def served_models(running: dict[str, dict[str, Any]]) -> list[Model]:
                 str(answer.get("name", "none")),
                 str(answer.get("version", NOTHING)),
                 str(answer.get("loaded_since", NOTHING)),
+                str(answer.get("message") or answer.get("rejected") or answer.get("doubt") or NOTHING),
             )
         )
     return found
@@ -198,8 +201,7 @@ def _ask(address: str) -> dict[str, Any]:
     connection = HTTPConnection(address, MODEL_PORT, timeout=MODEL_TIMEOUT)
     try:
         connection.request("GET", "/model")
-        response = connection.getresponse()
-        return dict(json.loads(response.read())) if response.status == 200 else {}
+        return dict(json.loads(connection.getresponse().read()))
     except (OSError, HTTPException, ValueError):
         return {}
     finally:

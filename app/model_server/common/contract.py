@@ -23,12 +23,19 @@ REPORT_VARIABLE = "MODEL_SERVER_REPORT_FD"
 """Descriptor of the pipe's writing end."""
 MODEL_VARIABLE = "MODEL_SERVER_MODEL"
 """Directory of the stored version; unset while there is none."""
+REPLACES_VARIABLE = "MODEL_SERVER_REPLACES"
+"""The version that serves meanwhile; unset where none does."""
 
 
 def assigned_model() -> StoredModel | None:
     """The version this Gunicorn is to serve, or None while there is none."""
     directory = os.environ.get(MODEL_VARIABLE)
     return StoredModel.read(Path(directory)) if directory else None
+
+
+def replaces_another() -> bool:
+    """Whether another version serves while this one starts."""
+    return REPLACES_VARIABLE in os.environ
 
 
 def listeners() -> list[int]:

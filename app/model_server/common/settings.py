@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 T = TypeVar("T")
 
 _MIB = 1024 * 1024
+_TRACKING_SCHEMES = ("http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
 
 
 class SettingsError(ValueError):
@@ -23,7 +24,7 @@ class Settings:
     """Everything that can be set, with the environment variable of each in :meth:`from_environment`."""
 
     tracking_uri: str
-    """MLflow's base URL, ``http`` or ``https``."""
+    """Of MLflow's server (``http``, ``https``) or of a store that MLflow's client reads itself."""
     model_name: str
     model_alias: str
     model_directory: Path
@@ -63,7 +64,7 @@ class Settings:
         """
         source = _Source(os.environ if environment is None else environment)
         return cls(
-            tracking_uri=source.get("MLFLOW_TRACKING_URI", "http://mlflow:5000", _url),
+            tracking_uri=source.get("MLFLOW_TRACKING_URI", "http://mlflow:5000", _tracking_uri),
             model_name=source.get("MODEL_NAME", "code-search", _registry_name),
             model_alias=source.get("MODEL_ALIAS", "champion", _registry_name),
             model_directory=source.get("MODEL_DIRECTORY", "/var/lib/models", _writable_directory),
@@ -153,10 +154,15 @@ def _boolean(text: str) -> bool:
         raise ValueError("give true or false") from None
 
 
-def _url(text: str) -> str:
+def _tracking_uri(text: str) -> str:
     parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("give the URL of an MLflow server, such as http://mlflow:5000")
+    # A database's may name its driver: postgresql+psycopg2.
+    scheme = parts.scheme.partition("+")[0]
+    if scheme not in _TRACKING_SCHEMES or (scheme in ("http", "https") and not parts.hostname):
+        raise ValueError(
+            f"give the URI of an MLflow server or store, such as http://mlflow:5000; its scheme is one of "
+            f"{', '.join(_TRACKING_SCHEMES)}"
+        )
     return text.rstrip("/")
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_server.common.contract import LISTENERS_VARIABLE, MODEL_VARIABLE, REPORT_VARIABLE
+from model_server.common import situation
+from model_server.common.contract import LISTENERS_VARIABLE, MODEL_VARIABLE, REPLACES_VARIABLE, REPORT_VARIABLE
 from model_server.common.settings import Settings
 from model_server.common.store import StoredModel
 
@@ -42,6 +43,8 @@ class Generation:
         settings: of the server.
         model: what it serves, or None for a server that says there is no model yet.
         listeners: descriptors of the listening sockets, shared by all generations.
+        situation_path: where the supervisor says why what is served is served.
+        replaces: the version that serves meanwhile, or None where none does.
         notify: called from a thread of this generation's own with :class:`Ready` and :class:`Exited`.
     """
 
@@ -50,6 +53,8 @@ class Generation:
         settings: Settings,
         model: StoredModel | None,
         listeners: Sequence[int],
+        situation_path: Path,
+        replaces: StoredModel | None,
         notify: Callable[[Ready | Exited], None],
     ) -> None:
         self.model = model
@@ -62,7 +67,12 @@ class Generation:
         try:
             self._process = subprocess.Popen(
                 [*command, "model_server.worker.wsgi:application"],
-                env=child_environment(settings, model, listeners, writing),
+                env={
+                    **child_environment(settings, model, replaces),
+                    LISTENERS_VARIABLE: ",".join(map(str, listeners)),
+                    REPORT_VARIABLE: str(writing),
+                    situation.PATH_VARIABLE: str(situation_path),
+                },
                 pass_fds=(*listeners, writing),
                 stdin=subprocess.DEVNULL,
                 # A group of its own: a terminal's Ctrl-C reaches the supervisor alone, and stragglers can be found.
@@ -110,9 +120,7 @@ class Generation:
                 os.waitpid(-self._process.pid, 0)
 
 
-def child_environment(
-    settings: Settings, model: StoredModel | None, listeners: Sequence[int], report: int
-) -> dict[str, str]:
+def child_environment(settings: Settings, model: StoredModel | None, replaces: StoredModel | None) -> dict[str, str]:
     """The environment of a generation's Gunicorn."""
     environment = {
         **os.environ,
@@ -124,11 +132,11 @@ def child_environment(
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "SERVING_WORKERS": str(settings.workers),
         "PYTHONPATH": python_path(),
-        LISTENERS_VARIABLE: ",".join(map(str, listeners)),
-        REPORT_VARIABLE: str(report),
     }
     if model is not None:
         environment[MODEL_VARIABLE] = str(model.directory)
+    if replaces is not None:
+        environment[REPLACES_VARIABLE] = replaces.version.version
     return environment
 
 

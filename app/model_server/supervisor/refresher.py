@@ -14,13 +14,15 @@ from dataclasses import dataclass
 
 from model_server.common import metrics
 from model_server.common.settings import Settings
+from model_server.common.situation import Situation
 from model_server.common.store import ModelStore, ModelVersion, StoredModel
 from model_server.supervisor.generation import python_path
-from model_server.supervisor.registry import Registry, RegistryError
+from model_server.supervisor.registry import RegistryError, registry_at
 
 _logger = logging.getLogger(__name__)
 
 _FETCH_TIMEOUT_SECONDS = 600.0
+_NONE_REGISTERED = "none is registered under this name and alias, train one with --tags train"
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,19 @@ class Refresher(threading.Thread):
     Args:
         settings: of the server.
         store: where downloads go.
+        situation: where it says why there is no champion.
         notify: called from this thread with the :class:`Champion`, at every round.
     """
 
-    def __init__(self, settings: Settings, store: ModelStore, notify: Callable[[Champion], None]) -> None:
+    def __init__(
+        self, settings: Settings, store: ModelStore, situation: Situation, notify: Callable[[Champion], None]
+    ) -> None:
         super().__init__(name="refresher", daemon=True)
         self._settings = settings
         self._store = store
         self._notify = notify
-        self._registry = Registry(settings.tracking_uri, settings.model_name, settings.model_alias)
+        self._situation = situation
+        self._registry = registry_at(settings.tracking_uri, settings.model_name, settings.model_alias)
         self._last_said = ""
 
     def run(self) -> None:
@@ -58,23 +64,28 @@ class Refresher(threading.Thread):
             version = self._registry.champion()
         except RegistryError as error:
             metrics.REGISTRY_UP.set(0)
+            self._situation.say("registry", f"the registry cannot be asked: {error}")
             self._say("the registry cannot be asked; serving goes on", logging.WARNING, reason=str(error))
             return
         metrics.REGISTRY_UP.set(1)
         metrics.REGISTRY_CONTACT.set(time.time())
         if version is None:
+            self._situation.say("registry", _NONE_REGISTERED)
             self._say("the registry has no such model and alias", logging.WARNING)
             return
         try:
             model = self._store.find(version) or self._fetch(version)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             metrics.MODEL_REJECTIONS.labels("download").inc()
+            self._situation.say("registry", f"version {version.version} cannot be downloaded, the log has the reason")
             self._say("a model cannot be downloaded", logging.ERROR, version=version.version, reason=str(error))
             return
         self._last_said = ""
+        self._situation.say("registry", "")
         self._notify(Champion(model))
 
     def _fetch(self, version: ModelVersion) -> StoredModel:
+        self._situation.say("registry", f"version {version.version} is being downloaded")
         staging = self._store.stage(version)
         try:
             with tempfile.TemporaryFile() as errors:

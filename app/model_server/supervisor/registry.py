@@ -1,6 +1,7 @@
-"""What the registry says about the alias, asked over MLflow's REST API with the standard library alone.
+"""What the registry says about the alias: a server's over HTTP, any other store's by MLflow's client.
 
-The supervisor asks every few seconds for years: importing MLflow there would cost 150 MB for one GET.
+The supervisor asks every few seconds for years: importing MLflow there costs 150 MB, so a server is asked with the
+standard library alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import ssl
 import urllib.error
 import urllib.request
+from typing import Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
 from model_server.common.store import ModelVersion
@@ -22,8 +24,54 @@ class RegistryError(Exception):
     """The registry did not answer, or not as a registry."""
 
 
-class Registry:
-    """One registered model's alias on the MLflow server at ``tracking_uri``.
+class Registry(Protocol):
+    """One registered model's alias in a registry."""
+
+    def champion(self) -> ModelVersion | None:
+        """The version the alias points at, or None when there is no such model or alias.
+
+        Raises:
+            RegistryError: when the registry cannot be asked.
+        """
+
+
+def registry_at(tracking_uri: str, name: str, alias: str) -> Registry:
+    """The registry of a tracking server or store."""
+    kind = ServerRegistry if tracking_uri.startswith(("http://", "https://")) else StoreRegistry
+    return kind(tracking_uri, name, alias)
+
+
+class StoreRegistry:
+    """A store that MLflow's client reads itself: a database, a directory, a vendor's service."""
+
+    def __init__(self, tracking_uri: str, name: str, alias: str) -> None:
+        self._tracking_uri = tracking_uri
+        self._name = name
+        self._alias = alias
+
+    def champion(self) -> ModelVersion | None:
+        """As :meth:`Registry.champion`."""
+        try:
+            from mlflow import MlflowClient
+            from mlflow.exceptions import MlflowException
+        except ImportError as error:
+            raise RegistryError(str(error)) from error
+        try:
+            found = MlflowClient(self._tracking_uri).get_model_version_by_alias(self._name, self._alias)
+        except MlflowException as error:
+            if _says_absent(error.error_code, error.message):
+                return None
+            raise RegistryError(error.message) from error
+        except Exception as error:
+            # A driver's own, or that of a package that is not here.
+            raise RegistryError(f"{type(error).__name__}: {error}") from error
+        return ModelVersion(
+            found.name, str(found.version), found.creation_timestamp, found.run_id or "", found.source or ""
+        )
+
+
+class ServerRegistry:
+    """A registry on the MLflow server at ``tracking_uri``.
 
     Credentials and TLS come from the variables that MLflow's own client reads.
     """
@@ -37,12 +85,8 @@ class Registry:
         self._tls = _tls_context() if parts.scheme == "https" else None
 
     def champion(self) -> ModelVersion | None:
-        """The version the alias points at, or None when there is no such model or alias.
-
-        Raises:
-            RegistryError: when the registry cannot be asked.
-        """
-        # The settings admit no URL but http and https.
+        """As :meth:`Registry.champion`."""
+        # Its URL is one of http or https.
         request = urllib.request.Request(self._url, headers=self._headers)  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=self._tls) as response:  # noqa: S310
@@ -68,10 +112,13 @@ def _is_absent(body: bytes) -> bool:
         answer = json.loads(body)
     except ValueError:
         return False
+    return isinstance(answer, dict) and _says_absent(answer.get("error_code"), str(answer.get("message")))
+
+
+def _says_absent(error_code: str | None, message: str) -> bool:
     # MLflow says INVALID_PARAMETER_VALUE for an alias that is missing from a model that exists.
-    return isinstance(answer, dict) and (
-        answer.get("error_code") == "RESOURCE_DOES_NOT_EXIST"
-        or (answer.get("error_code") == "INVALID_PARAMETER_VALUE" and "alias" in str(answer.get("message")).lower())
+    return error_code == "RESOURCE_DOES_NOT_EXIST" or (
+        error_code == "INVALID_PARAMETER_VALUE" and "alias" in message.lower()
     )
 
 

@@ -15,6 +15,7 @@ from types import FrameType
 
 from model_server.common import logs, metrics
 from model_server.common.settings import Settings
+from model_server.common.situation import Situation
 from model_server.common.store import ModelStore, ModelVersion, StoredModel
 from model_server.supervisor.generation import Exited, Generation, Ready
 from model_server.supervisor.refresher import Champion, Refresher
@@ -50,6 +51,14 @@ class Restart:
     """Time to replace a generation that died."""
 
 
+@dataclass(frozen=True)
+class Rejection:
+    """Why a version is not served, and since when on the monotonic clock."""
+
+    reason: str
+    when: float
+
+
 Event = Champion | Stop | StartOverdue | Restart | Ready | Exited
 
 
@@ -70,7 +79,8 @@ class Supervisor:
         self._starting: Generation | None = None
         self._draining: set[Generation] = set()
         self._champion: StoredModel | None = None
-        self._rejected: dict[ModelVersion, float] = {}
+        self._rejected: dict[ModelVersion, Rejection] = {}
+        self._situation = Situation()
         self._stopping = False
 
     def run(self) -> int:
@@ -78,9 +88,10 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._start_best()
-        Refresher(self._settings, self._store, self._events.put).start()
+        Refresher(self._settings, self._store, self._situation, self._events.put).start()
         while not (self._stopping and self._generations() == set()):
             self._handle(self._events.get())
+            self._tell()
         _logger.info("stopped")
         return 0
 
@@ -125,7 +136,12 @@ class Supervisor:
 
     def _start(self, model: StoredModel | None) -> None:
         generation = Generation(
-            self._settings, model, [listener.fileno() for listener in self._listeners], self._events.put
+            self._settings,
+            model,
+            [listener.fileno() for listener in self._listeners],
+            self._situation.path,
+            self._serving.model if self._serving else None,
+            self._events.put,
         )
         self._starting = generation
         self._later(self._settings.start_timeout, StartOverdue(generation))
@@ -174,11 +190,22 @@ class Supervisor:
         )
         metrics.MODEL_REJECTIONS.labels("start").inc()
         if generation.model is not None:
-            self._rejected[generation.model.version] = time.monotonic()
+            self._rejected[generation.model.version] = Rejection(reason, time.monotonic())
 
     def _is_rejected(self, model: StoredModel) -> bool:
-        when = self._rejected.get(model.version)
-        return when is not None and time.monotonic() - when < _RETRY_REJECTED_SECONDS
+        rejection = self._rejected.get(model.version)
+        return rejection is not None and time.monotonic() - rejection.when < _RETRY_REJECTED_SECONDS
+
+    def _tell(self) -> None:
+        """Let the workers know why the champion does not serve."""
+        starting = self._starting.model if self._starting else None
+        self._situation.say("starting", f"version {starting.version.version} is starting" if starting else "")
+        # Where the registry does not say which it wants: the last that was tried.
+        wanted = self._champion.version if self._champion else next(reversed(self._rejected), None)
+        rejected = ""
+        if wanted in self._rejected and (self._serving is None or str(self._serving) != wanted.version):
+            rejected = f"version {wanted.version} was rejected: {self._rejected[wanted].reason}"
+        self._situation.say("rejected", rejected)
 
     # --- stopping ---
 

@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_flask_exporter import PrometheusMetrics
 from werkzeug.exceptions import HTTPException, NotFound
 
-from model_server.common import metrics
+from model_server.common import contract, metrics, situation
 from model_server.worker import wsgi_bridge
 from model_server.worker.errors import DeadlineError, ModelFailedError, NoModelError, RequestError, ServerError
 from model_server.worker.http import Request, Response
@@ -32,7 +32,6 @@ _logger = logging.getLogger(__name__)
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _HTTP_ERROR_CODES = {404: "ENDPOINT_NOT_FOUND", 500: "INTERNAL_ERROR"}
-_NO_MODEL = "No model is served yet: none is registered under this name and alias. Train one with --tags train."
 
 
 class ModelLoadError(Exception):
@@ -84,13 +83,22 @@ class ModelServer(Flask):
 
         Raises:
             ModelLoadError: when its code cannot be run here.
-            ExampleError: when it does not answer its own example as it did at training time.
+            ExampleError: when its code fails on its own example while another version serves.
+            ExampleMismatchError: when it answers its own example otherwise than at training time.
         """
         self.load()
         if self.model is None:
             return
-        if not self.model.answer_example():
-            _logger.warning("the model was logged without an input example: only its loading was checked")
+        from model_server.worker.model import ExampleError
+
+        try:
+            if not self.model.answer_example():
+                _logger.warning("the model was logged without an input example: only its loading was checked")
+        except ExampleError as error:
+            # What MLflow's server would serve is served, but does not take the place of what works.
+            if contract.replaces_another() and not isinstance(error.__cause__, RequestError):
+                raise
+            _logger.warning("the model is served all the same", extra={"doubt": self.model.doubt})
         version = self.model.version
         self._scoring = Scoring(self.model)
         metrics.MODEL_INFO.labels(version.name, version.version, version.run_id).set(1)
@@ -175,7 +183,7 @@ def create_app(settings: Settings, stored: StoredModel | None) -> ModelServer:
 def _refuse_invocation(app: ModelServer) -> FlaskResponse:
     # With a model, predictions never come here.
     retry_after = str(max(1, round(app.settings.refresh_interval)))
-    raise NoModelError(_NO_MODEL, headers={"Retry-After": retry_after})
+    raise NoModelError(situation.absence(), headers={"Retry-After": retry_after})
 
 
 def _alive() -> FlaskResponse:
@@ -191,7 +199,7 @@ def _version() -> FlaskResponse:
 
 def _ready(app: ModelServer) -> FlaskResponse:
     if app.model is None:
-        raise NoModelError(_NO_MODEL)
+        raise NoModelError(situation.absence())
     # A worker accepts connections only after its model has answered its example: see gunicorn_config.
     version = app.model.version
     return _json({"status": "ready", "model": version.name, "version": version.version})
@@ -199,8 +207,8 @@ def _ready(app: ModelServer) -> FlaskResponse:
 
 def _model(app: ModelServer) -> FlaskResponse:
     if app.model is None:
-        raise NoModelError(_NO_MODEL)
-    return _json(app.model.description())
+        raise NoModelError(situation.absence())
+    return _json({**app.model.description(), "rejected": situation.rejection() or None})
 
 
 def _metrics() -> FlaskResponse:

@@ -11,7 +11,9 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import orjson
+import pandas as pd
 
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_NON_STR_KEYS
 
@@ -21,13 +23,18 @@ def dumps(value: Any) -> bytes:
 
     Raises:
         TypeError: for a value that has no JSON form.
+        RecursionError: for one that is nested too deep for the standard library's encoder.
     """
     plain = _columns_to_records(value)
     try:
         return orjson.dumps(plain, default=_plain, option=_OPTIONS)
     except (orjson.JSONEncodeError, RecursionError):
-        # Integers beyond 64 bits and lone surrogates are JSON, but not to orjson.
-        return json.dumps(_finite(plain), default=_plain, separators=(",", ":"), allow_nan=False).encode()
+        # Integers beyond 64 bits, lone surrogates and 900 levels are JSON, but not to orjson.
+        pass
+    try:
+        return _standard(plain)
+    except ValueError:
+        return _standard(_finite(plain))
 
 
 def predictions(value: Any) -> bytes:
@@ -35,16 +42,16 @@ def predictions(value: Any) -> bytes:
     return b'{"predictions":' + dumps(value) + b"}"
 
 
-def _columns_to_records(value: Any) -> Any:
-    module = type(value).__module__
-    if module.startswith("pandas"):
-        import pandas
+def _standard(value: Any) -> bytes:
+    return json.dumps(value, default=_plain, separators=(",", ":"), allow_nan=False).encode()
 
-        if isinstance(value, pandas.Series):
-            value = pandas.DataFrame(value)
-        if isinstance(value, pandas.DataFrame):
-            return value.to_dict(orient="records")
-    return value.tolist() if module == "numpy" and hasattr(value, "tolist") else value
+
+def _columns_to_records(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, pd.Series):
+        value = pd.DataFrame(value)
+    return value.to_dict(orient="records") if isinstance(value, pd.DataFrame) else value
 
 
 def _plain(value: Any) -> Any:
@@ -55,31 +62,25 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, float):
         return float(value)
-    if type(value).__module__ == "numpy":
-        import numpy
-
-        if isinstance(value, numpy.datetime64):
-            return None if numpy.isnat(value) else str(numpy.datetime_as_string(value))
-        if isinstance(value, (numpy.ndarray, numpy.generic)):
-            return value.tolist()
-    if type(value).__module__.startswith("pandas"):
-        import pandas
-
-        if isinstance(value, (pandas.DataFrame, pandas.Series)):
-            return _columns_to_records(value)
-        if pandas.api.types.is_scalar(value) and pandas.isna(value):
-            return None
+    if isinstance(value, np.datetime64):
+        return None if np.isnat(value) else str(np.datetime_as_string(value))
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, (pd.DataFrame, pd.Series)):
+        return _columns_to_records(value)
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return None
     if hasattr(value, "model_dump"):
         return value.model_dump()
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def _finite(value: Any) -> Any:
-    """``value`` with every float that JSON cannot write replaced by None."""
+    """``value`` in types that JSON has, with every float that it cannot write replaced by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
-    return value
+    return value if value is None or isinstance(value, (str, int)) else _finite(_plain(value))

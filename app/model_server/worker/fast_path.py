@@ -50,7 +50,8 @@ def plan_for(schema: Schema | None, *, strings_as_list: bool = False) -> Plan | 
 
 
 def _is_plain_column(spec: Any) -> bool:
-    return isinstance(spec, ColSpec) and spec.required and spec.type in _ARRAYS
+    # An Array, Object or Map has no hash to look it up by.
+    return isinstance(spec, ColSpec) and spec.required and isinstance(spec.type, DataType) and spec.type in _ARRAYS
 
 
 # --- columns -------------------------------------------------------------------------------------------------------

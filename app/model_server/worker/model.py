@@ -11,22 +11,24 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import CodeType
 from typing import Any
 
 import mlflow.pyfunc
 import orjson
 import pandas
+from mlflow.environment_variables import _MLFLOW_IS_IN_SERVING_ENVIRONMENT
 from mlflow.exceptions import MlflowException
 from mlflow.models.utils import _enforce_params_schema
 from mlflow.pyfunc import PyFuncModel, scoring_server
-from mlflow.pyfunc.model import _PythonModelPyfuncWrapper
+from mlflow.pyfunc.model import _FunctionPythonModel, _PythonModelPyfuncWrapper
 from mlflow.pyfunc.utils.serving_data_parser import is_unified_llm_input
 from mlflow.types.type_hints import _is_type_hint_from_example
 
 from model_server.common.store import StoredModel
 from model_server.worker import encoding, protocol
 from model_server.worker.drift import DriftProfile, Observer
-from model_server.worker.errors import RequestError
+from model_server.worker.errors import RequestError, SchemaError
 from model_server.worker.fast_path import DECLINED, Plan, plan_for, raw_inputs
 
 _logger = logging.getLogger(__name__)
@@ -35,10 +37,16 @@ _EXAMPLE_FILE = "serving_input_example.json"
 _EXPECTED_PREDICTIONS = "example_predictions"
 _RELATIVE_TOLERANCE = 1e-3
 _ABSOLUTE_TOLERANCE = 1e-6
+_AFTER_THE_MODEL = "_response_to_dict"
+"""Where MLflow checks what a chat model or an agent answered."""
 
 
 class ExampleError(Exception):
-    """The model does not answer its own input example, or not as it did at training time."""
+    """The model does not answer its own input example."""
+
+
+class ExampleMismatchError(Exception):
+    """The model answers its own input example otherwise than at training time."""
 
 
 @dataclass(slots=True)
@@ -70,17 +78,22 @@ class ServedModel:
         self.stored = stored
         self.version = stored.version
         self.loaded_at = time.time()
+        self.doubt = ""
+        """Why it may not be fit to serve, though it serves."""
         self.pyfunc = pyfunc
         self._max_rows = max_rows
         self._max_body_bytes = max_body_bytes
         self._input_schema = pyfunc.metadata.get_input_schema()
         self._params_schema = pyfunc.metadata.get_params_schema()
         self._plan, self._predict_fast = self._short_way()
+        self._code = _code_of(pyfunc)
         self.drift = DriftProfile.from_metadata(pyfunc.metadata.metadata or {}, self.version.version)
 
     @classmethod
     def load(cls, stored: StoredModel, max_rows: int, max_body_bytes: int) -> ServedModel:
         """Load a stored version. Raises whatever the model's code raises."""
+        # As MLflow's server does: type hints such as list[datetime] are then read from JSON's strings.
+        _MLFLOW_IS_IN_SERVING_ENVIRONMENT.set("true")
         pyfunc = mlflow.pyfunc.load_model(str(stored.model_path), suppress_warnings=True)
         return cls(stored, pyfunc, max_rows, max_body_bytes)
 
@@ -95,33 +108,31 @@ class ServedModel:
         if media_type == protocol.JSON:
             return self._read_json(protocol.decode_json(body))
         if media_type == protocol.CSV:
-            frame = protocol.read_csv(body, self._column_types())
+            frame = protocol.read_csv(body, self._input_schema)
         else:
             frame = protocol.read_parquet(body, self._max_rows, self._max_body_bytes)
         if len(frame) > self._max_rows:
             raise protocol.too_many_rows(self._max_rows)
-        return Invocation(lambda: self._predict_pyfunc(frame, None), len(frame), "pyfunc", frame)
-
-    def _column_types(self) -> dict[str, Any] | None:
-        schema = self._input_schema
-        return None if schema is None else dict(zip(schema.input_names(), schema.pandas_types(), strict=False))
+        return self._invocation("pyfunc", len(frame), frame, None)
 
     def _read_json(self, decoded: dict[str, Any]) -> Invocation:
         if is_unified_llm_input(decoded):
             parsed = self._parse_with_mlflow(decoded)
-            return Invocation(
-                lambda: self._predict_pyfunc(parsed.data, parsed.params), 1, "pyfunc", parsed.data, wrapped=False
-            )
+            return self._invocation("pyfunc", 1, parsed.data, parsed.params, wrapped=False)
         key = protocol.input_key(decoded)
         data = decoded[key]
         rows = protocol.count_rows(key, data)
         if rows > self._max_rows:
             raise protocol.too_many_rows(self._max_rows)
+        params = self._params(decoded.get("params"))
         if self._plan is not None and (plain := self._plan(key, data)) is not DECLINED:
-            params = self._params(decoded.get("params"))
-            return Invocation(lambda: self._predict_fast(plain, params), rows, "fast", plain)
+            return self._invocation("fast", rows, plain, params)
         parsed = self._parse_with_mlflow(decoded)
-        return Invocation(lambda: self._predict_pyfunc(parsed.data, parsed.params), rows, "pyfunc", parsed.data)
+        return self._invocation("pyfunc", rows, parsed.data, parsed.params)
+
+    def _invocation(self, path: str, rows: int, data: Any, params: Any, *, wrapped: bool = True) -> Invocation:
+        predict = self._predict_fast if path == "fast" else self._predict_pyfunc
+        return Invocation(partial(self._ask, predict, data, params), rows, path, data, wrapped)
 
     def _parse_with_mlflow(self, decoded: dict[str, Any]) -> scoring_server.ParsedJsonInput:
         try:
@@ -140,21 +151,48 @@ class ServedModel:
         try:
             return _enforce_params_schema(params, self._params_schema)
         except MlflowException as error:
-            raise protocol.schema_error(error.message, invalid_parameter=True) from None
+            raise protocol.params_error(error.message, self._unfit(params)) from None
+
+    def _unfit(self, params: Any) -> list[str]:
+        """The names of the parameters whose values do not fit."""
+        unfit = []
+        for name, value in params.items() if isinstance(params, dict) else ():
+            try:
+                _enforce_params_schema({name: value}, self._params_schema)
+            except MlflowException:
+                unfit.append(name)
+        return unfit
 
     # --- predicting ---
 
-    def _predict_pyfunc(self, data: Any, params: Any) -> Any:
+    def _ask(self, predict: Callable[[Any, Any], Any], data: Any, params: Any) -> Any:
+        """Call the model.
+
+        Raises:
+            RequestError: when MLflow refuses the input before the model sees it, or the model says that it is invalid.
+            Exception: whatever else the model raises.
+        """
         try:
-            return self.pyfunc.predict(data, params=params)
-        except MlflowException as error:
-            if error.get_http_status_code() == 400 or "validate data against type hint" in error.message:
-                raise protocol.schema_error(error.message, invalid_parameter=True) from None
+            return predict(data, params)
+        except MemoryError:
             raise
         except Exception as error:
-            if _failed_before_the_model(error):
-                raise protocol.schema_error(repr(error), invalid_parameter=True) from None
+            if not self._reached_by(error):
+                text = error.message if isinstance(error, MlflowException) else repr(error)
+                raise protocol.schema_error(text, invalid_parameter=True) from None
+            if isinstance(error, MlflowException) and error.get_http_status_code() == 400:
+                raise SchemaError("Invalid input. The model refused it.", detail=error.message) from error
             raise
+
+    def _reached_by(self, error: Exception) -> bool:
+        """Whether an exception came out of the model, not of what MLflow does to the input on the way there."""
+        if not self._code:
+            return True
+        frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+        return any(code in self._code or code.co_name == _AFTER_THE_MODEL for code in frames)
+
+    def _predict_pyfunc(self, data: Any, params: Any) -> Any:
+        return self.pyfunc.predict(data, params=params)
 
     def _short_way(self) -> tuple[Plan | None, Callable[[Any, Any], Any]]:
         """The plan for the input, and the model's innermost function that takes what the plan makes."""
@@ -172,24 +210,11 @@ class ServedModel:
         hint = python_model.predict_type_hints.input
         call = _python_model_call(python_model, context)
         if metadata._is_signature_from_type_hint():
-            return (None, call) if _is_type_hint_from_example(hint) else (raw_inputs, self._checked(call))
+            return (None, call) if _is_type_hint_from_example(hint) else (raw_inputs, call)
         if hint == list[str]:
             return plan_for(self._input_schema, strings_as_list=True), call
         # Any other hint makes MLflow convert the data frame once more.
         return plan_for(self._input_schema) if hint in (None, pandas.DataFrame) else None, call
-
-    def _checked(self, call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        """``call`` for a model whose type hints are checked inside: what they refuse is the client's error."""
-
-        def checked(data: Any, params: Any) -> Any:
-            try:
-                return call(data, params)
-            except MlflowException as error:
-                if error.get_http_status_code() == 400 or "validate" in error.message:
-                    raise protocol.schema_error(error.message, invalid_parameter=True) from None
-                raise
-
-        return checked
 
     # --- the model's own example ---
 
@@ -197,7 +222,8 @@ class ServedModel:
         """Ask the model its own input example, as a request would; false when it was logged without one.
 
         Raises:
-            ExampleError: when it fails, or answers otherwise than at training time.
+            ExampleError: when it does not answer.
+            ExampleMismatchError: when it answers otherwise than at training time.
         """
         try:
             body = (self.stored.model_path / _EXAMPLE_FILE).read_bytes()
@@ -208,10 +234,11 @@ class ServedModel:
             answer = json.loads(encoding.dumps(invocation.call()))
         except Exception as error:
             detail = error.detail or error.message if isinstance(error, RequestError) else repr(error)
-            raise ExampleError(f"it does not answer its own input example: {detail}") from error
+            self.doubt = f"it does not answer its own input example: {detail}"
+            raise ExampleError(self.doubt) from error
         metadata = self.pyfunc.metadata.metadata or {}
         if _EXPECTED_PREDICTIONS in metadata and not alike(answer, metadata[_EXPECTED_PREDICTIONS]):
-            raise ExampleError("it answers its own input example otherwise than at training time")
+            raise ExampleMismatchError("it answers its own input example otherwise than at training time")
         return True
 
     # --- describing it ---
@@ -242,6 +269,7 @@ class ServedModel:
                 "params": signature.params and signature.params.to_dict(),
             },
             "input_example": self.example(),
+            "doubt": self.doubt or None,
         }
 
     def example(self) -> Any:
@@ -271,10 +299,21 @@ def alike(actual: Any, expected: Any) -> bool:
     return bool(actual == expected)
 
 
-def _failed_before_the_model(error: Exception) -> bool:
-    """Whether MLflow failed to make of a data frame what the model's type hint says, as it does without rows."""
-    conversion = _PythonModelPyfuncWrapper._convert_input.__code__
-    return any(frame.f_code is conversion for frame, _ in traceback.walk_tb(error.__traceback__))
+def _code_of(pyfunc: PyFuncModel) -> frozenset[CodeType]:
+    """The code that runs when the model itself is asked; empty where it cannot be told."""
+    implementation = pyfunc._model_impl
+    if isinstance(implementation, _PythonModelPyfuncWrapper):
+        python_model = implementation.python_model
+    elif type(implementation).__module__.startswith("mlflow.pyfunc.loaders."):
+        python_model = implementation.get_raw_model()
+    else:
+        python_model = None
+    if isinstance(python_model, _FunctionPythonModel):
+        predict = python_model.func
+    else:
+        predict = pyfunc._predict_fn if python_model is None else python_model.predict
+    code = getattr(inspect.unwrap(predict), "__code__", None)
+    return frozenset() if code is None else frozenset({code})
 
 
 def _python_model_call(python_model: Any, context: Any) -> Callable[[Any, Any], Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -13,6 +14,7 @@ from model_server.worker.errors import NotAcceptedError, RequestError, SchemaErr
 
 if TYPE_CHECKING:
     import pandas
+    from mlflow.types.schema import Schema
 
 JSON = "application/json"
 CSV = "text/csv"
@@ -91,19 +93,20 @@ def count_rows(key: str, data: Any) -> int:
     return len(data) if isinstance(data, list) else 1
 
 
-def read_csv(body: bytes, dtypes: dict[str, Any] | None) -> pandas.DataFrame:
+def read_csv(body: bytes, schema: Schema | None) -> pandas.DataFrame:
     """A data frame from CSV as ``DataFrame.to_csv`` writes it.
 
     Args:
         body: UTF-8.
-        dtypes: the pandas type of each column of the signature, or None without a signature.
+        schema: the inputs of the model's signature, or None without one.
 
     Raises:
-        RequestError: when it is not such CSV.
+        RequestError: when it is not such CSV, or the signature is not one of columns.
     """
     import pandas
 
     try:
+        dtypes: Any = schema and dict(zip(schema.input_names(), schema.pandas_types(), strict=False))
         return pandas.read_csv(io.StringIO(body.decode("utf-8")), dtype=dtypes)
     except Exception as error:  # noqa: BLE001 - parsers of foreign bytes raise anything
         raise RequestError(
@@ -175,12 +178,21 @@ def schema_error(text: str, *, invalid_parameter: bool) -> RequestError:
     """
     if passed_on := _PASSED_ON.search(text):
         reason = passed_on.group() + "."
-    elif "Invalid parameters found" in text:
-        reason = "A value in params does not fit the model's parameters."
     else:
         reason = "The input cannot be converted to what the model's signature asks for."
     message = f"Invalid input. {reason} GET /model shows the signature."
     return (SchemaError if invalid_parameter else RequestError)(message, detail=text)
+
+
+def params_error(text: str, names: Sequence[str]) -> RequestError:
+    """The answer to params that MLflow refuses with ``text``.
+
+    Args:
+        text: MLflow's message.
+        names: of the parameters of the signature whose values do not fit.
+    """
+    reason = f"The value of {' and '.join(names)} in params does not fit" if names else "Params must be a dictionary"
+    return SchemaError(f"Invalid input. {reason}. GET /model shows the signature.", detail=text)
 
 
 def _json_name(value: object) -> str:

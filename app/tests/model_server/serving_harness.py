@@ -53,14 +53,13 @@ SIGNATURES_OVER_A_HINT = {
 }
 
 
-def store_model(root: Path, model: str, version: str = "1", **options: Any) -> StoredModel:
-    """Save ``models/<model>.py`` and put it into the model store at ``root``."""
+def store_model(root: Path, model: Any, version: str = "1", **options: Any) -> StoredModel:
+    """Save ``models/<model>.py``, or a model of this process, and put it into the model store at ``root``."""
+    python_model = str(MODELS / f"{model}.py") if isinstance(model, str) else model
     store = ModelStore(root, "m")
     meta = ModelVersion("m", version, int(version), f"run{version}", "")
     staging = store.stage(meta)
-    mlflow.pyfunc.save_model(
-        staging / "model", python_model=str(MODELS / f"{model}.py"), pip_requirements=[], **options
-    )
+    mlflow.pyfunc.save_model(staging / "model", python_model=python_model, pip_requirements=[], **options)
     return store.commit(meta, staging)
 
 

@@ -39,6 +39,14 @@ values = st.recursive(
 )
 
 
+class SubclassOfDataFrame(pd.DataFrame):
+    pass
+
+
+class SubclassOfSeries(pd.Series):
+    pass
+
+
 def upstream(value: Any) -> Any:
     output = io.StringIO()
     predictions_to_json(value, output)
@@ -59,13 +67,37 @@ def test_equals_mlflow(value: Any) -> None:
         np.array(["a", "b"]),
         np.float32(0.1),
         [{"scores": np.array([0.1], np.float32), "when": datetime.time(1, 2)}],
+        np.ma.masked_array([1.5, 2.5], mask=[False, True]),
+        np.rec.array([(1, "a"), (2, "b")], names="x,y"),
+        SubclassOfDataFrame({"a": [1, 2]}),
+        SubclassOfSeries([1, 2], name="s"),
+        [np.ma.masked_array([1, 2], mask=[True, False])],
+        {1: "a", 2.5: "b", None: "c", False: "d"},
     ],
 )
 def test_containers_equal_mlflow(value: Any) -> None:
     assert json.loads(encoding.predictions(value)) == upstream(value)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, [np.float64("nan")], {"a": 2**70, "b": -math.inf}])
+@pytest.mark.parametrize("levels", [200, 300, 900])
+def test_nested_deep_equals_mlflow(levels: int) -> None:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    assert json.loads(encoding.predictions(value)) == upstream(value)
+
+
+def test_what_contains_itself_is_refused() -> None:
+    value: list[Any] = []
+    value += [value, value]
+    with pytest.raises(RecursionError):
+        encoding.predictions(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [math.nan, math.inf, [np.float64("nan")], {"a": 2**70, "b": -math.inf}, [2**70, np.array([0.5, np.nan])]],
+)
 def test_what_is_no_number_in_json_is_null(value: Any) -> None:
     text = encoding.predictions(value).decode()
     assert "null" in text

@@ -16,6 +16,7 @@ import urllib.error
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+import mlflow
 import psutil
 import pytest
 from serving_harness import RegisteredModel, Server, Servers, free_port, store_model
@@ -251,7 +252,8 @@ def test_a_dead_server_is_started_again(servers: Servers) -> None:
         ("SERVING_WORKERS", "-1"),
         ("SERVING_DEBUG", "maybe"),
         ("MODEL_NAME", "a/b"),
-        ("MLFLOW_TRACKING_URI", "sqlite:///x.db"),
+        ("MLFLOW_TRACKING_URI", "mlflow:5000"),
+        ("MLFLOW_TRACKING_URI", "http://"),
         ("MODEL_DIRECTORY", "/nonexistent"),
         ("SERVING_MAX_ROWS", "1e3"),
         ("SERVING_REQUEST_TIMEOUT_SECONDS", "nan"),
@@ -375,9 +377,64 @@ def test_a_broken_champion_never_replaces_the_one_that_serves(
     entry = next(entry for entry in server.logged() if entry["message"] == "a model version was rejected")
     assert (entry["version"], entry["serving"]) == (second, first)
     assert "no such device" in entry["reason"] or "shapes do not match" in entry["reason"]
+    assert server.request("/model").json["rejected"] == f"version {second} was rejected: {entry['reason']}"
     third = registered.register("search", **EXAMPLE)
     server.wait_for(lambda: server.serves(third), "the next good one")
     assert server.metrics()[rejected] == 1
+    server.wait_for(lambda: server.request("/model").json["rejected"] is None, "the rejection is of the past")
+
+
+def test_a_first_version_that_is_rejected_is_named_with_the_reason(
+    servers: Servers, registered: RegisteredModel
+) -> None:
+    version = registered.register("broken_on_load")
+    server = servers.start(ready=False, MLFLOW_TRACKING_URI=registered.uri, MODEL_NAME=registered.name)
+    said = f"No model is served yet: version {version} was rejected: it cannot be loaded: RuntimeError: no such device"
+    server.wait_for(lambda: said in server.request("/ready").json["message"], "the rejection")
+    for answer in (server.request("/ready"), server.request("/model"), server.predict("q")):
+        assert answer.status == 503
+        assert said in answer.json["message"]
+
+
+def test_a_version_that_does_not_answer_its_example_serves_where_nothing_else_does(
+    servers: Servers, registered: RegisteredModel
+) -> None:
+    first = registered.register("broken_on_predict", input_example=["q"])
+    server = servers.start(MLFLOW_TRACKING_URI=registered.uri, MODEL_NAME=registered.name, SERVING_WORKERS="1")
+    assert server.serves(first)
+    assert "does not answer its own input example" in server.request("/model").json["doubt"]
+    assert server.predict("q").status == 500
+
+
+def test_a_version_whose_example_does_not_fit_its_signature_is_served_in_place_of_another(servers: Servers) -> None:
+    store_model(_models(servers), "search", "1", **EXAMPLE)
+    server = servers.start(SERVING_WORKERS="1")
+    stored = store_model(_models(servers), "search", "2", **EXAMPLE)
+    (stored.model_path / "serving_input_example.json").write_text('{"inputs": [1]}')
+    os.kill(psutil.Process(server.process.pid).children()[0].pid, signal.SIGKILL)
+    (_models(servers) / "m" / "current").write_text(stored.directory.name)
+    server.wait_for(lambda: server.answers("/ready", 200) and server.serves("2"), "version 2")
+    assert "does not answer its own input example" in server.request("/model").json["doubt"]
+
+
+def test_a_registry_that_is_a_database_is_followed_as_a_server_is(servers: Servers, tmp_path: Path) -> None:
+    registry = RegisteredModel(f"sqlite:///{tmp_path}/mlflow.db", "local")
+    former = mlflow.get_tracking_uri()
+    try:
+        first = registry.register("search", **EXAMPLE)
+        server = servers.start(MLFLOW_TRACKING_URI=registry.uri, MODEL_NAME=registry.name, SERVING_WORKERS="1")
+        assert server.serves(first)
+        second = registry.register("search", **EXAMPLE)
+        server.wait_for(lambda: server.serves(second), "the new champion")
+    finally:
+        mlflow.set_tracking_uri(former)
+
+
+def test_a_registry_that_cannot_be_asked_is_named_where_no_model_is(servers: Servers) -> None:
+    server = servers.start(ready=False, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}")
+    server.wait_for(
+        lambda: "the registry cannot be asked: " in server.request("/ready").json["message"], "the registry is missed"
+    )
 
 
 def test_a_model_that_answers_otherwise_than_at_training_time_is_rejected(servers: Servers) -> None:
