@@ -176,9 +176,18 @@ class Server(BaseHTTPRequestHandler):
         (
             200,
             {"name": "code-search", "version": "7", "loaded_since": "2026-11-23T16:00:00Z"},
-            {"name": "code-search", "version": "7", "since": "2026-11-23T16:00:00Z"},
+            {"name": "code-search", "version": "7", "since": "2026-11-23T16:00:00Z", "notice": "-"},
         ),
-        (503, {"error_code": "no model"}, {"name": "none", "version": "-", "since": "-"}),
+        (
+            200,
+            {"name": "m", "version": "7", "loaded_since": "now", "rejected": "version 8 was rejected: why"},
+            {"name": "m", "version": "7", "since": "now", "notice": "version 8 was rejected: why"},
+        ),
+        (
+            503,
+            {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "No model is served yet: why."},
+            {"name": "none", "version": "-", "since": "-", "notice": "No model is served yet: why."},
+        ),
     ],
 )
 def test_the_model_that_is_served_is_shown(

@@ -417,7 +417,11 @@ def test_a_version_whose_example_does_not_fit_its_signature_is_served_in_place_o
     assert "does not answer its own input example" in server.request("/model").json["doubt"]
 
 
-def test_a_registry_that_is_a_database_is_followed_as_a_server_is(servers: Servers, tmp_path: Path) -> None:
+def test_a_registry_that_is_a_database_is_followed_as_a_server_is(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where MLflow puts artifacts for which no server is asked.
+    monkeypatch.chdir(tmp_path)
     registry = RegisteredModel(f"sqlite:///{tmp_path}/mlflow.db", "local")
     former = mlflow.get_tracking_uri()
     try:
