@@ -118,6 +118,7 @@ class ServedModel:
     def _read_json(self, decoded: dict[str, Any]) -> Invocation:
         if is_unified_llm_input(decoded):
             parsed = self._parse_with_mlflow(decoded)
+            self._params(parsed.params)
             return self._invocation("pyfunc", 1, parsed.data, parsed.params, wrapped=False)
         key = protocol.input_key(decoded)
         data = decoded[key]

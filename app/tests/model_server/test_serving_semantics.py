@@ -108,11 +108,18 @@ def test_what_a_model_says_is_invalid_is_a_400_on_every_path(tmp_path: Path, kin
         assert "own words" not in refused.value.message
 
 
-@pytest.mark.parametrize("body", [{"inputs": ["a"]}, {"dataframe_split": {"data": [["a"]], "index": ["x"]}}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": ["a"], "params": {"top_k": "hush", "threshold": 0.5}},
+        {"dataframe_split": {"data": [["a"]], "index": ["x"]}, "params": {"top_k": "hush"}},
+        {"prompt": "a", "top_k": "hush", "threshold": 0.5},
+    ],
+)
 def test_a_params_error_names_the_parameter(tmp_path: Path, body: dict[str, Any]) -> None:
     model = load(tmp_path, "echo", signature=ModelSignature(Schema([ColSpec("string")]), params=PARAMS))
     with pytest.raises(RequestError) as refused:
-        model.read(protocol.JSON, json.dumps({**body, "params": {"top_k": "hush", "threshold": 0.5}}).encode())
+        model.read(protocol.JSON, json.dumps(body).encode())
     assert (
         refused.value.message
         == "Invalid input. The value of top_k in params does not fit. GET /model shows the signature."
