@@ -21,6 +21,8 @@ LISTENERS_VARIABLE = "MODEL_SERVER_LISTENER_FDS"
 """Descriptors of the listening sockets, with commas between them."""
 REPORT_VARIABLE = "MODEL_SERVER_REPORT_FD"
 """Descriptor of the pipe's writing end."""
+OPENING_VARIABLE = "MODEL_SERVER_OPENING_FD"
+"""Descriptor of a pipe that ends when the generation may accept."""
 MODEL_VARIABLE = "MODEL_SERVER_MODEL"
 """Directory of the stored version; unset while there is none."""
 REPLACES_VARIABLE = "MODEL_SERVER_REPLACES"
@@ -46,6 +48,11 @@ def listeners() -> list[int]:
 def report_ready() -> None:
     """Tell the supervisor that one worker can answer."""
     _report({"event": "ready"})
+
+
+def await_opening() -> None:
+    """Wait until the supervisor lets this generation accept."""
+    os.read(int(os.environ[OPENING_VARIABLE]), 1)
 
 
 def report_failure(reason: str) -> None:

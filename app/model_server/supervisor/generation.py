@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_server.common import situation
-from model_server.common.contract import LISTENERS_VARIABLE, MODEL_VARIABLE, REPLACES_VARIABLE, REPORT_VARIABLE
+from model_server.common.contract import (
+    LISTENERS_VARIABLE,
+    MODEL_VARIABLE,
+    OPENING_VARIABLE,
+    REPLACES_VARIABLE,
+    REPORT_VARIABLE,
+)
 from model_server.common.settings import Settings
 from model_server.common.store import StoredModel
 
@@ -37,7 +43,7 @@ class Exited:
 
 
 class Generation:
-    """A running Gunicorn.
+    """A running Gunicorn; it accepts once it is opened.
 
     Args:
         settings: of the server.
@@ -63,6 +69,8 @@ class Generation:
         self._workers = settings.workers
         self._notify = notify
         reading, writing = os.pipe()
+        awaiting, opening = os.pipe()
+        self._opening = os.fdopen(opening, "wb")
         command = [sys.executable, "-m", "gunicorn", "--config", "python:model_server.worker.gunicorn_config"]
         try:
             self._process = subprocess.Popen(
@@ -71,22 +79,34 @@ class Generation:
                     **child_environment(settings, model, replaces),
                     LISTENERS_VARIABLE: ",".join(map(str, listeners)),
                     REPORT_VARIABLE: str(writing),
+                    OPENING_VARIABLE: str(awaiting),
                     situation.PATH_VARIABLE: str(situation_path),
                 },
-                pass_fds=(*listeners, writing),
+                pass_fds=(*listeners, writing, awaiting),
                 stdin=subprocess.DEVNULL,
                 # A group of its own: a terminal's Ctrl-C reaches the supervisor alone, and stragglers can be found.
                 start_new_session=True,
             )
         finally:
             os.close(writing)
+            os.close(awaiting)
         threading.Thread(target=self._watch, args=(reading,), daemon=True).start()
 
     def __str__(self) -> str:
         return self.model.version.version if self.model else "none"
 
+    def open(self) -> None:
+        """Have its workers accept, those that come later too."""
+        self._opening.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its workers accept, or will."""
+        return self._opening.closed
+
     def stop(self) -> None:
         """Let it finish its requests and go."""
+        self.open()
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:

@@ -151,13 +151,19 @@ class Supervisor:
         if generation is not self._starting:
             return
         former, self._serving, self._starting = self._serving, generation, None
-        _logger.info("serving", extra={"version": str(generation), "former": str(former) if former else None})
+        if former is not None:
+            self._drain(former)
+        # Who has seen a model served is not told that there is none: the other answers its last requests first.
+        if former is None or former.model is not None:
+            self._open(generation)
+        self._follow_champion()
+
+    def _open(self, generation: Generation) -> None:
+        generation.open()
+        _logger.info("serving", extra={"version": str(generation)})
         if generation.model is not None:
             metrics.MODEL_SWITCHES.inc()
             self._store.set_current(generation.model)
-        if former is not None:
-            self._drain(former)
-        self._follow_champion()
 
     def _drain(self, generation: Generation) -> None:
         self._draining.add(generation)
@@ -168,6 +174,8 @@ class Supervisor:
 
     def _on_exit(self, generation: Generation, status: int) -> None:
         self._draining.discard(generation)
+        if self._serving is not None and not self._serving.is_open and generation.model is None:
+            self._open(self._serving)
         if generation is self._starting:
             self._starting = None
             self._reject(generation, status)

@@ -53,10 +53,11 @@ def child_exit(_server: Any, worker: LoopWorker) -> None:
 
 
 def post_worker_init(_worker: LoopWorker) -> None:
-    """In a new worker, before it accepts: have the model answer its own example, then say that the worker is ready."""
+    """In a new worker, before it accepts: have the model answer its own example, then wait for the others'."""
     from model_server.worker.wsgi import application
 
     # Gunicorn's own status for a worker that cannot boot: it stops instead of forking the next.
     with contract.reporting_failure(status=3):
         application.begin()
     contract.report_ready()
+    contract.await_opening()

@@ -289,7 +289,8 @@ def test_without_a_model_it_says_what_to_do_and_serves_the_first_that_comes(
     assert answer.headers["Retry-After"]
     version = registered.register("search", **EXAMPLE)
     server.wait_for(lambda: server.serves(version), "the first model")
-    assert server.predict("q").status == 200
+    # The workers that had no model are gone: none of these may meet one.
+    assert {server.predict("q").status for _ in range(50)} == {200}
 
 
 def test_a_slow_request_does_not_hold_up_the_other_connections(servers: Servers, tmp_path: Path) -> None:

@@ -142,6 +142,11 @@ def healthy_services(host: Host) -> set[str]:
     }
 
 
+def is_healthy_again(host: Host, service: str, before: str) -> bool:
+    """Whether a service is healthy in another container than ``before``; between the two it has none."""
+    return service in healthy_services(host) and container_ids(host).get(service, before) != before
+
+
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
     """Wait for a condition and return the seconds it took; fail the test when it does not come true in time."""
     started = time.monotonic()
@@ -150,6 +155,11 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> floa
             return time.monotonic() - started
         time.sleep(0.5)
     pytest.fail(f"not within {seconds:g} s: {what}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that leave the host what it was come first."""
+    items.sort(key=lambda item: item.get_closest_marker("irreversible") is not None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,7 +6,7 @@ import os
 import subprocess
 
 import pytest
-from conftest import SERVICES, container_ids, containers, healthy_services, wait_until
+from conftest import SERVICES, container_ids, containers, healthy_services, is_healthy_again, wait_until
 from testinfra.host import Host
 
 ALL = set(SERVICES)
@@ -26,7 +26,7 @@ def test_a_killed_main_process_is_healthy_again(host: Host, service: str) -> Non
     before = container_ids(host)[service]
     host.check_output(f"kill -9 {containers(host)[service]['State']['Pid']}")
     seconds = wait_until(
-        lambda: service in healthy_services(host) and container_ids(host)[service] != before,
+        lambda: is_healthy_again(host, service, before),
         # 15 s on an idle machine, by `make bench-provision`; a test must also pass on a busy one.
         60,
         f"{service} is healthy",
@@ -38,9 +38,7 @@ def test_a_hung_service_is_restarted(host: Host) -> None:
     before = container_ids(host)["nginx"]
     # Stopped, not dead: only the health check can tell.
     host.check_output("for pid in $(docker top mlops-nginx -eo pid | tail -n +2); do kill -STOP $pid; done")
-    seconds = wait_until(
-        lambda: "nginx" in healthy_services(host) and container_ids(host)["nginx"] != before, 120, "nginx was restarted"
-    )
+    seconds = wait_until(lambda: is_healthy_again(host, "nginx", before), 120, "nginx was restarted")
     print(f"nginx was healthy again after {seconds:.1f} s")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ROOT, PlaybookRun, container_ids, containers, healthy_services, wait_until
+from conftest import ROOT, PlaybookRun, container_ids, containers, healthy_services, is_healthy_again, wait_until
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from testinfra.host import Host
@@ -313,11 +313,7 @@ def test_prometheus_keeps_what_it_had_when_it_is_killed(host: Host, prometheus_u
     start = value(prometheus_url, "min_over_time(timestamp(up{job='prometheus'})[5m:5s])")
     before = containers(host)["prometheus"]
     host.check_output(f"kill -9 {before['State']['Pid']}")
-    seconds = wait_until(
-        lambda: "prometheus" in healthy_services(host) and container_ids(host)["prometheus"] != before["Id"],
-        60,
-        "prometheus is healthy",
-    )
+    seconds = wait_until(lambda: is_healthy_again(host, "prometheus", before["Id"]), 60, "Prometheus is healthy again")
     print(f"prometheus was healthy again after {seconds:.1f} s")
     samples = query(prometheus_url, f"up{{job='prometheus'}} @ {start}")
     assert samples, "what was stored before is there"

@@ -1,7 +1,4 @@
-"""The host is put into group postgres: nothing is lost on the way there, nor when the database is killed.
-
-The last module, since the host stays on PostgreSQL afterwards.
-"""
+"""The host is put into group postgres: nothing is lost on the way there, nor when the database is killed."""
 
 from __future__ import annotations
 
@@ -19,10 +16,21 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import PlaybookRun, container_ids, containers, healthy_services, run_playbook, wait_until
+from conftest import (
+    PlaybookRun,
+    container_ids,
+    containers,
+    healthy_services,
+    is_healthy_again,
+    run_playbook,
+    wait_until,
+)
 from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.tracking import MlflowClient
 from testinfra.host import Host
+
+# The host stays on PostgreSQL, and there is no way back.
+pytestmark = pytest.mark.irreversible
 
 RUNS = 200
 MODELS = 20
@@ -364,11 +372,7 @@ def test_no_acknowledged_run_is_lost_when_the_database_is_killed(host: Host, mlf
             before = container_ids(host)["postgres"]
             host.check_output("kill -9 $(docker inspect --format '{{.State.Pid}}' mlops-postgres)")
             seconds = wait_until(
-                lambda before=before: (
-                    "postgres" in healthy_services(host) and container_ids(host).get("postgres") != before
-                ),
-                60,
-                "PostgreSQL is healthy again",
+                lambda before=before: is_healthy_again(host, "postgres", before), 60, "PostgreSQL is healthy again"
             )
             print(f"PostgreSQL was healthy again after {seconds:.1f} s")
         time.sleep(4)
