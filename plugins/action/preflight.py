@@ -180,6 +180,22 @@ def wrong_store(store: Mapping[str, str], groups: Iterable[str]) -> list[str]:
     return complaints
 
 
+def wrong_model_uri(text: str) -> list[str]:
+    """Complaints about what the model server is to serve.
+
+    Args:
+        text: the setting ``serving_model_uri``.
+    """
+    match = re.fullmatch(r"models:/[^/:@]+(?:@[\w-]+|/([^/:@]+))", text)
+    way_out = "give models:/NAME@ALIAS, models:/NAME/3 or models:/NAME/latest"
+    if match is None:
+        return [f"serving_model_uri: {text!r} is no URI of a registered model: {way_out}."]
+    version = match[1] or "latest"
+    if version.lower() != "latest" and not (version.isascii() and version.isdigit()):
+        return [f"serving_model_uri: {version!r} is no version, and MLflow has no stages any more: {way_out}."]
+    return []
+
+
 def port_clashes(ports: Mapping[str, int]) -> list[str]:
     """Complaints about settings that claim the same port.
 
@@ -275,6 +291,7 @@ class ActionModule(ActionBase):
         disk_free_mb: free space, in MB, that the host must have; by path.
         store: ``wanted``, where MLflow's data are to be; ``change``, what to do when they are elsewhere now;
             ``artifacts``, where its files are to be.
+        model_uri: what the model server is to serve.
     """
 
     _supports_check_mode = True
@@ -299,6 +316,7 @@ class ActionModule(ActionBase):
             *default_passwords(values),
             *wrong_values(values, specs),
             *wrong_store(arguments["store"], task_vars["group_names"]),
+            *wrong_model_uri(arguments["model_uri"]),
         ]
         _refuse(complaints)
 

@@ -249,6 +249,19 @@ class TestStore:
     def test_the_appliances_own_databases_are_right(self, store: str) -> None:
         assert settings.wrong_store({"wanted": store, "artifacts": "s3://bucket/path"}, ["mlops", "postgres"]) == []
 
+    @pytest.mark.parametrize("uri", ["models:/wine@champion", "models:/wine/3", "models:/wine/latest"])
+    def test_a_model_is_asked_for_as_mlflow_writes_it(self, uri: str) -> None:
+        assert settings.wrong_model_uri(uri) == []
+
+    @pytest.mark.parametrize("uri", ["wine", "models:/wine", "models:/wine@", "runs:/0123/model", "models:/wine/3/x"])
+    def test_what_is_no_model_is_refused_with_what_to_give(self, uri: str) -> None:
+        (complaint,) = settings.wrong_model_uri(uri)
+        assert complaint.startswith(f"serving_model_uri: {uri!r} is no URI of a registered model: give models:/")
+
+    def test_a_stage_that_mlflow_has_dropped_is_refused_by_name(self) -> None:
+        (complaint,) = settings.wrong_model_uri("models:/wine/Production")
+        assert complaint.startswith("serving_model_uri: 'Production' is no version, and MLflow has no stages any more")
+
     def test_artifacts_are_kept_where_they_outlive_the_container(self) -> None:
         (complaint,) = settings.wrong_store({"wanted": "sqlite", "artifacts": "/srv/artifacts"}, ["mlops"])
         assert "mlflow_artifacts_destination: '/srv/artifacts' is no place that outlives the container" in complaint

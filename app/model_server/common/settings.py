@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from model_server.common.model_uri import ModelUri
+
 T = TypeVar("T")
 
 _MIB = 1024 * 1024
@@ -25,8 +27,8 @@ class Settings:
 
     tracking_uri: str
     """Of MLflow's server (``http``, ``https``) or of a store that MLflow's client reads itself."""
-    model_name: str
-    model_alias: str
+    model: ModelUri
+    """What is served: what it resolves to is followed."""
     model_directory: Path
     """Where model versions are kept; must be writable and survive restarts."""
     host: str
@@ -63,10 +65,11 @@ class Settings:
             SettingsError: for the first variable that cannot be used.
         """
         source = _Source(os.environ if environment is None else environment)
+        name = source.get("MODEL_NAME", "code-search", _registry_name)
+        alias = source.get("MODEL_ALIAS", "champion", _registry_name)
         return cls(
             tracking_uri=source.get("MLFLOW_TRACKING_URI", "http://mlflow:5000", _tracking_uri),
-            model_name=source.get("MODEL_NAME", "code-search", _registry_name),
-            model_alias=source.get("MODEL_ALIAS", "champion", _registry_name),
+            model=source.get("MODEL_URI", f"models:/{name}@{alias}", ModelUri.parse),
             model_directory=source.get("MODEL_DIRECTORY", "/var/lib/models", _writable_directory),
             # In a container every interface is the container network's.
             host=source.get("SERVING_HOST", "0.0.0.0", str),  # noqa: S104

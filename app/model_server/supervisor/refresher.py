@@ -22,12 +22,11 @@ from model_server.supervisor.registry import RegistryError, registry_at
 _logger = logging.getLogger(__name__)
 
 _FETCH_TIMEOUT_SECONDS = 600.0
-_NONE_REGISTERED = "none is registered under this name and alias, train one with --tags train"
 
 
 @dataclass(frozen=True)
 class Champion:
-    """The alias points at this version, and it is on our disk."""
+    """What is asked for resolves to this version, and it is on our disk."""
 
     model: StoredModel
 
@@ -50,7 +49,7 @@ class Refresher(threading.Thread):
         self._store = store
         self._notify = notify
         self._situation = situation
-        self._registry = registry_at(settings.tracking_uri, settings.model_name, settings.model_alias)
+        self._registry = registry_at(settings.tracking_uri, settings.model)
         self._last_said = ""
 
     def run(self) -> None:
@@ -70,8 +69,9 @@ class Refresher(threading.Thread):
         metrics.REGISTRY_UP.set(1)
         metrics.REGISTRY_CONTACT.set(time.time())
         if version is None:
-            self._situation.say("registry", _NONE_REGISTERED)
-            self._say("the registry has no such model and alias", logging.WARNING)
+            missing = f"the registry has no {self._settings.model}, train one with --tags train"
+            self._situation.say("registry", missing)
+            self._say("the registry has no such model", logging.WARNING)
             return
         try:
             model = self._store.find(version) or self._fetch(version)
@@ -112,5 +112,5 @@ class Refresher(threading.Thread):
         """Log, but not the same thing at every round."""
         said = message + repr(details)
         if said != self._last_said:
-            _logger.log(level, message, extra={"model": self._settings.model_name, **details})
+            _logger.log(level, message, extra={"model": str(self._settings.model), **details})
             self._last_said = said

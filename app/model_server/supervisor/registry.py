@@ -1,4 +1,4 @@
-"""What the registry says about the alias: a server's over HTTP, any other store's by MLflow's client.
+"""What the registry has under a model's URI: a server's over HTTP, any other store's by MLflow's client.
 
 The supervisor asks every few seconds for years: importing MLflow there costs 150 MB, so a server is asked with the
 standard library alone.
@@ -15,6 +15,7 @@ import urllib.request
 from typing import Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
+from model_server.common.model_uri import ModelUri
 from model_server.common.store import ModelVersion
 
 _TIMEOUT_SECONDS = 5.0
@@ -25,29 +26,28 @@ class RegistryError(Exception):
 
 
 class Registry(Protocol):
-    """One registered model's alias in a registry."""
+    """One model URI in a registry."""
 
     def champion(self) -> ModelVersion | None:
-        """The version the alias points at, or None when there is no such model or alias.
+        """The version it resolves to, or None when there is no such model, alias or version.
 
         Raises:
             RegistryError: when the registry cannot be asked.
         """
 
 
-def registry_at(tracking_uri: str, name: str, alias: str) -> Registry:
+def registry_at(tracking_uri: str, model: ModelUri) -> Registry:
     """The registry of a tracking server or store."""
     kind = ServerRegistry if tracking_uri.startswith(("http://", "https://")) else StoreRegistry
-    return kind(tracking_uri, name, alias)
+    return kind(tracking_uri, model)
 
 
 class StoreRegistry:
     """A store that MLflow's client reads itself: a database, a directory, a vendor's service."""
 
-    def __init__(self, tracking_uri: str, name: str, alias: str) -> None:
+    def __init__(self, tracking_uri: str, model: ModelUri) -> None:
         self._tracking_uri = tracking_uri
-        self._name = name
-        self._alias = alias
+        self._model = model
 
     def champion(self) -> ModelVersion | None:
         """As :meth:`Registry.champion`."""
@@ -57,7 +57,11 @@ class StoreRegistry:
         except ImportError as error:
             raise RegistryError(str(error)) from error
         try:
-            found = MlflowClient(self._tracking_uri).get_model_version_by_alias(self._name, self._alias)
+            client, model = MlflowClient(self._tracking_uri), self._model
+            if model.version:
+                found = client.get_model_version(model.name, model.version)
+            else:
+                found = client.get_model_version_by_alias(model.name, model.alias)
         except MlflowException as error:
             if _says_absent(error.error_code, error.message):
                 return None
@@ -76,11 +80,14 @@ class ServerRegistry:
     Credentials and TLS come from the variables that MLflow's own client reads.
     """
 
-    def __init__(self, tracking_uri: str, name: str, alias: str) -> None:
-        query = urlencode({"name": name, "alias": alias}, quote_via=quote)
+    def __init__(self, tracking_uri: str, model: ModelUri) -> None:
+        if model.version:
+            call, query = "model-versions/get", {"name": model.name, "version": model.version}
+        else:
+            call, query = "registered-models/alias", {"name": model.name, "alias": model.alias}
         parts = urlsplit(tracking_uri)
         host = parts.netloc.rpartition("@")[2]
-        self._url = f"{parts.scheme}://{host}{parts.path}/api/2.0/mlflow/registered-models/alias?{query}"
+        self._url = f"{parts.scheme}://{host}{parts.path}/api/2.0/mlflow/{call}?{urlencode(query, quote_via=quote)}"
         self._headers = {"Accept": "application/json", **_authorization(parts.username, parts.password)}
         self._tls = _tls_context() if parts.scheme == "https" else None
 

@@ -73,7 +73,7 @@ class Supervisor:
     def __init__(self, settings: Settings, listeners: Sequence[socket.socket]) -> None:
         self._settings = settings
         self._listeners = listeners
-        self._store = ModelStore(settings.model_directory, settings.model_name)
+        self._store = ModelStore(settings.model_directory, settings.model.name)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._serving: Generation | None = None
         self._starting: Generation | None = None

@@ -40,7 +40,7 @@ def describe(settings: Settings, model: ServedModel | None) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": f"Model server: {settings.model_name}",
+            "title": f"Model server: {settings.model.name}",
             "version": model.version.version if model else "0",
             "description": "MLflow's scoring protocol, with readiness, metrics and a description of the model.",
         },

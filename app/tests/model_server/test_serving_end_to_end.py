@@ -431,8 +431,40 @@ def test_a_registry_that_is_a_database_is_followed_as_a_server_is(
         assert server.serves(first)
         second = registry.register("search", **EXAMPLE)
         server.wait_for(lambda: server.serves(second), "the new champion")
+        fixed = servers.start(MLFLOW_TRACKING_URI=registry.uri, MODEL_URI=f"models:/{registry.name}/{first}")
+        # It begins with the newest that is on their disk.
+        fixed.wait_for(lambda: fixed.serves(first), "the version that is asked for")
     finally:
         mlflow.set_tracking_uri(former)
+
+
+def test_a_version_may_be_asked_for_by_its_number_or_as_the_latest(
+    servers: Servers, registered: RegisteredModel, tmp_path: Path
+) -> None:
+    def start(wanted: str) -> Server:
+        directory = tmp_path / wanted
+        directory.mkdir()
+        uri = f"models:/{registered.name}/{wanted}"
+        return servers.start(
+            MLFLOW_TRACKING_URI=registered.uri, MODEL_URI=uri, MODEL_DIRECTORY=str(directory), SERVING_WORKERS="1"
+        )
+
+    first = registered.register("search", **EXAMPLE)
+    by_number, latest = start(first), start("latest")
+    second = registered.register("search", **EXAMPLE)
+    # The alias goes back, which is none of their business.
+    registered.point_to(first)
+    latest.wait_for(lambda: latest.serves(second), "the latest version")
+    assert by_number.serves(first)
+
+
+def test_what_the_registry_has_not_is_named(servers: Servers, registered: RegisteredModel) -> None:
+    registered.register("search", **EXAMPLE)
+    uri = f"models:/{registered.name}/7"
+    server = servers.start(ready=False, MLFLOW_TRACKING_URI=registered.uri, MODEL_URI=uri)
+    server.wait_for(
+        lambda: f"the registry has no {uri}, " in server.request("/ready").json["message"], "the version is missed"
+    )
 
 
 def test_a_registry_that_cannot_be_asked_is_named_where_no_model_is(servers: Servers) -> None:

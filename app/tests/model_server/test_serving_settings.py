@@ -6,17 +6,55 @@ from pathlib import Path
 
 import pytest
 from model_server.common import settings as module
+from model_server.common.model_uri import ModelUri
 from model_server.common.settings import Settings, SettingsError
 
 
 def test_defaults(tmp_path: Path) -> None:
     settings = Settings.from_environment({"MODEL_DIRECTORY": str(tmp_path)})
-    assert (settings.model_name, settings.model_alias, settings.port) == ("code-search", "champion", 8000)
+    assert (settings.model, settings.port) == (ModelUri("code-search", alias="champion"), 8000)
     assert settings.workers == module.available_cores()
 
 
 def test_an_empty_variable_counts_as_unset(tmp_path: Path) -> None:
     assert Settings.from_environment({"MODEL_DIRECTORY": str(tmp_path), "SERVING_PORT": " "}).port == 8000
+
+
+def test_a_uri_goes_before_name_and_alias(tmp_path: Path) -> None:
+    environment = {"MODEL_DIRECTORY": str(tmp_path), "MODEL_NAME": "wine", "MODEL_ALIAS": "challenger"}
+    assert str(Settings.from_environment(environment).model) == "models:/wine@challenger"
+    assert str(Settings.from_environment({**environment, "MODEL_URI": "models:/tea/3"}).model) == "models:/tea/3"
+
+
+@pytest.mark.parametrize(
+    ("text", "model"),
+    [
+        ("models:/wine@challenger", ModelUri("wine", alias="challenger")),
+        ("models:/wine/3", ModelUri("wine", version="3")),
+        ("models:/wine/latest", ModelUri("wine", alias="latest")),
+        ("models:/wine/Latest", ModelUri("wine", alias="latest")),
+        ("models:/a wine of ours/12", ModelUri("a wine of ours", version="12")),
+    ],
+)
+def test_uris_are_read_as_mlflow_reads_them(text: str, model: ModelUri) -> None:
+    assert ModelUri.parse(text) == model
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("wine", "models:/", "models:/wine", "models:/wine/", "models:/wine@", "models:/wine@a/3", "models:/wine/3/4"),
+        *("models:/../3", "runs:/0123/model", "models:/wine@champion@x", "models:wine/3", "models:/wine/3@champion"),
+    ],
+)
+def test_other_uris_are_refused_with_those_that_are_not(text: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^MODEL_URI='.*' cannot be used: give models:/NAME@ALIAS, "):
+        Settings.from_environment({"MODEL_DIRECTORY": str(tmp_path), "MODEL_URI": text})
+
+
+def test_a_stage_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="'Production' is no version; MLflow has no stages any more"):
+        Settings.from_environment({"MODEL_DIRECTORY": str(tmp_path), "MODEL_URI": "models:/wine/Production"})
 
 
 def test_a_directory_that_cannot_be_written_names_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
