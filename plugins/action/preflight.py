@@ -292,6 +292,8 @@ class ActionModule(ActionBase):
         store: ``wanted``, where MLflow's data are to be; ``change``, what to do when they are elsewhere now;
             ``artifacts``, where its files are to be.
         model_uri: what the model server is to serve.
+        packages: Debian packages that the host is to have.
+        files: files of the host to tell the content of.
     """
 
     _supports_check_mode = True
@@ -338,12 +340,17 @@ class ActionModule(ActionBase):
                 "ports": ports,
                 "disk_free_mb": arguments["disk_free_mb"],
                 "store": arguments["store"] if "mlflow" in services else {},
+                "packages": arguments["packages"],
+                "files": arguments["files"],
             },
             task_vars=task_vars,
         )
         if not result.get("failed"):
             result["ansible_facts"] = {
                 "mlops_services": services,
+                "mlops_packages_missing": result.pop("packages_missing"),
+                "mlops_file_digests": result.pop("file_digests"),
+                "mlops_images_present": result.pop("images_present"),
                 "mlops_networks_present": result.pop("networks_present"),
                 "mlops_services_present": result.pop("services_present"),
                 "mlops_services_left_out": left_out,

@@ -128,30 +128,35 @@ def image_builds(
     return [image for image in builds if image in needed]
 
 
-def image_contexts(images: Iterable[str], builds: Builds, root: str) -> str:
+def image_contexts(
+    images: Iterable[str], builds: Builds, root: str, references: Mapping[str, str], secrets: Mapping[str, str]
+) -> str:
     """Pack what some images are built from, because one archive travels faster than many files.
 
     Args:
         images: images to be built.
         builds: the builds.
         root: the project's directory.
+        references: what `image_references` returned.
+        secrets: files of the host, relative to where the archive is unpacked, by the name under which builds read them.
 
     Returns:
         A gzip-compressed tar archive on the controller, which Ansible removes when it ends. Its paths are relative to
-        the project's directory.
+        the project's directory; ``bake.json`` says how the images are built from them, side by side.
     """
-    files = {
-        f"{builds[image]['context']}/{name}": file
-        for image in images
+    wanted = list(images)
+    contents = {
+        f"{builds[image]['context']}/{name}": (file.read_bytes(), _is_executable(file))
+        for image in wanted
         for name, file in _context_files(builds[image], root)
     }
+    contents["bake.json"] = (_bake(wanted, builds, references, secrets).encode(), False)
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name, file in sorted(files.items()):
-            content = file.read_bytes()
+        for name, (content, executable) in sorted(contents.items()):
             member = tarfile.TarInfo(name)
             member.size = len(content)
-            member.mode = 0o755 if _is_executable(file) else 0o644
+            member.mode = 0o755 if executable else 0o644
             # Docker's builder keeps what it was sent: a file of the same name, size and time is the same file to it.
             member.mtime = int.from_bytes(hashlib.sha256(content).digest()[:4])
             archive.addfile(member, io.BytesIO(content))
@@ -159,6 +164,31 @@ def image_contexts(images: Iterable[str], builds: Builds, root: str) -> str:
     path = Path(DEFAULT_LOCAL_TMP) / f"image-contexts-{hashlib.sha256(packed).hexdigest()}.tar.gz"
     path.write_bytes(packed)
     return str(path)
+
+
+def _bake(images: list[str], builds: Builds, references: Mapping[str, str], secrets: Mapping[str, str]) -> str:
+    """What ``docker buildx bake`` is to build, in the JSON of https://docs.docker.com/build/bake/reference/."""
+    targets = {
+        image: {
+            "context": builds[image]["context"],
+            "tags": [references[image]],
+            "args": {argument: references[parent] for argument, parent in builds[image]["parents"].items()},
+            # A parent that is built too is its target: a reference alone would be looked for before it is there.
+            "contexts": {
+                references[parent]: f"target:{parent}"
+                for parent in builds[image]["parents"].values()
+                if parent in images
+            },
+            "labels": {
+                "org.opencontainers.image.title": f"{PREFIX}-{image}",
+                "org.opencontainers.image.version": references[image].partition(":")[2],
+            },
+            "secret": [f"id={name},src={file}" for name, file in secrets.items()],
+            **({"target": builds[image]["target"]} if "target" in builds[image] else {}),
+        }
+        for image in images
+    }
+    return json.dumps({"group": {"default": {"targets": images}}, "target": targets}, indent=2)
 
 
 def _context_files(build: Mapping[str, Any], root: str) -> Iterator[tuple[str, Path]]:

@@ -75,6 +75,8 @@ class Observed:
     """What docker and systemd say about a service.
 
     Attributes:
+        engine: whether docker answers.
+        wanted_image_id: id of the image that the service is to have, empty when it is not on the host.
         active: systemd's ActiveState, such as ``active`` or ``failed``.
         enabled: whether the unit starts with the host.
         container_id: id of the container, empty when there is none.
@@ -84,6 +86,8 @@ class Observed:
         idle: shared units that do not run, or would not after a reboot.
     """
 
+    engine: bool = False
+    wanted_image_id: str = ""
     active: str = "inactive"
     enabled: bool = False
     container_id: str = ""
@@ -169,32 +173,34 @@ class Host:
 
     # -- docker and systemd ---------------------------------------------------------------------------------------
 
-    def engine_present(self) -> bool:
-        """Whether docker answers."""
-        return self.run([DOCKER, "version", "--format", "{{.Server.Version}}"]).rc == 0
+    def look(self, container: str, unit: str, image: str = "") -> Observed:
+        """What docker and systemd say about a service, and systemd about the units that all share.
 
-    def image_id(self, reference: str) -> str:
-        """The id of an image on the host, empty when it is not there."""
-        result = self.run([DOCKER, "image", "inspect", "--format", "{{.Id}}", reference])
-        return result.out.strip() if result.rc == 0 else ""
-
-    def observe(self, container: str, unit: str) -> Observed:
-        """What docker and systemd say about a service, and systemd about the units that all share."""
+        Args:
+            container: name of the container.
+            unit: name of the unit.
+            image: reference of the image that the service is to have.
+        """
+        # One look at both kinds: what is not there is left out of the answer.
+        inspected = self.run([DOCKER, "inspect", *filter(None, (container, image))])
+        documents: list[dict[str, Any]] = json.loads(inspected.out or "[]")
+        present: dict[str, Any] = next((document for document in documents if "State" in document), {})
+        wanted: dict[str, Any] = next((document for document in documents if "RepoTags" in document), {})
         units = (unit, *SHARED_UNITS)
         shown = self.run(["systemctl", "show", "--property=ActiveState,UnitFileState", *units])
         # One block of lines for each unit, in their order, with a blank line between.
         blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.out.split("\n\n")]
         states = dict(zip(units, blocks, strict=False))
         properties = states.get(unit, {})
-        inspected = self.run([DOCKER, "container", "inspect", container])
-        document: dict[str, Any] = json.loads(inspected.out)[0] if inspected.rc == 0 else {}
-        health = document.get("State", {}).get("Health") or {}
+        health = present.get("State", {}).get("Health") or {}
         return Observed(
+            engine=bool(documents) or self.run([DOCKER, "version"]).rc == 0,
+            wanted_image_id=wanted.get("Id", ""),
             active=properties.get("ActiveState", "inactive"),
             enabled=properties.get("UnitFileState") == "enabled",
-            container_id=document.get("Id", ""),
-            image_id=document.get("Image", ""),
-            fingerprint=document.get("Config", {}).get("Labels", {}).get(FINGERPRINT_LABEL, ""),
+            container_id=present.get("Id", ""),
+            image_id=present.get("Image", ""),
+            fingerprint=present.get("Config", {}).get("Labels", {}).get(FINGERPRINT_LABEL, ""),
             health=health.get("Status", ""),
             idle=tuple(
                 name
@@ -242,13 +248,14 @@ class Service:
             ServiceError: the service could not be made so. What ran before runs again, if anything did.
         """
         host, spec = self.host, self.spec
-        engine = host.engine_present()
-        image_id = host.image_id(spec.image) if engine else ""
+        observed = host.look(spec.container, spec.unit, spec.image)
+        image_id = observed.wanted_image_id
         if not image_id and not check_mode:
-            missing = f"image {spec.image} is not on the host" if engine else "the container engine does not answer"
+            missing = f"image {spec.image} is not on the host"
+            if not observed.engine:
+                missing = "the container engine does not answer"
             raise ServiceError(f"{spec.unit} cannot start: {missing}. Run site.yml, whose role images provides it.")
 
-        observed = host.observe(spec.container, spec.unit) if engine else Observed()
         wanted, fingerprint = self._wanted(image_id, check_mode)
         former = self._present(wanted)
         outcome = Outcome(observed=observed)
@@ -284,12 +291,14 @@ class Service:
             self._await_start()
         elif not observed.enabled:
             self._systemctl("enable", spec.unit)
-        outcome.observed = host.observe(spec.container, spec.unit)
+        else:
+            return outcome
+        outcome.observed = host.look(spec.container, spec.unit)
         return outcome
 
     def remove(self, check_mode: bool = False) -> Outcome:
         """Stop and forget the service. Its volumes and secrets stay."""
-        observed = self.host.observe(self.spec.container, self.spec.unit)
+        observed = self.host.look(self.spec.container, self.spec.unit)
         outcome = Outcome(observed=observed)
         present = self._present({})
         self._compare(present, {}, outcome)

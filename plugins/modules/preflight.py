@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -31,12 +32,36 @@ options:
     description: Where MLflow's data are to be, and what to do when they are elsewhere; empty when no MLflow runs.
     type: dict
     default: {}
+  packages:
+    description: Debian packages that the host is to have.
+    type: list
+    elements: str
+    default: []
+  files:
+    description: Files of the host to tell the content of.
+    type: list
+    elements: path
+    default: []
 attributes:
   check_mode: {support: full, description: It only looks.}
 author: [The mlops-appliance authors]
 """
 
 RETURN = r"""
+packages_missing:
+  description: Those of O(packages) that are not installed.
+  returned: success
+  type: list
+  elements: str
+file_digests:
+  description: SHA-256 of each of O(files) that is root's and that everybody may read, and empty for the others.
+  returned: success
+  type: dict
+images_present:
+  description: References of the container engine's images, by tag and by digest.
+  returned: success
+  type: list
+  elements: str
 networks_present:
   description: Networks of the container engine.
   returned: success
@@ -124,6 +149,28 @@ def full_disks(wanted: Mapping[str, int]) -> list[str]:
     return complaints
 
 
+def missing_packages(wanted: Iterable[str], listed: str) -> list[str]:
+    """Packages that are not installed.
+
+    Args:
+        wanted: names of packages.
+        listed: a line for each, with its name and its status, from dpkg-query. Packages that were removed and left
+            their configuration are among them.
+    """
+    installed = {line.split()[0] for line in listed.splitlines() if line.endswith(" installed")}
+    return [package for package in wanted if package not in installed]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file that has the owner and the mode of a configuration file; empty without one."""
+    if not path.is_file():
+        return ""
+    status = path.stat()
+    if (status.st_uid, status.st_gid, status.st_mode & 0o7777) != (0, 0, 0o644):
+        return ""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def present_store(remembered: str, sqlite: Path | None, postgres: Path | None) -> str:
     """Where MLflow has its data; empty when it has none yet or they are gone with their volume.
 
@@ -168,6 +215,8 @@ def main() -> None:
             "ports": {"type": "dict", "default": {}},
             "disk_free_mb": {"type": "dict", "default": {}},
             "store": {"type": "dict", "default": {}},
+            "packages": {"type": "list", "elements": "str", "default": []},
+            "files": {"type": "list", "elements": "path", "default": []},
         },
         supports_check_mode=True,
     )
@@ -179,11 +228,14 @@ def main() -> None:
     ours: set[int] = set()
     engine_present = False
     networks: list[str] = []
+    images: list[str] = []
     docker = module.get_bin_path("docker")
     if docker:
         code, out, _ = module.run_command([docker, "ps", "--quiet", "--filter=label=mlops.unit"])
         engine_present = code == 0
         networks = module.run_command([docker, "network", "ls", "--format={{.Name}}"])[1].split()
+        names = "{{.Repository}}:{{.Tag}} {{.Repository}}@{{.Digest}}"
+        images = module.run_command([docker, "image", "ls", "--digests", f"--format={names}"])[1].split()
         if out.split():
             ours = published_ports(module.run_command([docker, "inspect", *out.split()])[1])
     tables = [
@@ -196,22 +248,27 @@ def main() -> None:
         if int(port) in taken
     ]
 
-    def volume(name: str) -> Path | None:
-        inspected = module.run_command([docker, "volume", "inspect", "--format={{.Mountpoint}}", f"mlops_{name}_data"])
-        return Path(inspected[1].strip()) if inspected[0] == 0 else None
-
     store = module.params["store"]
     present = STORE_FILE.read_text(encoding="utf-8").strip() if STORE_FILE.exists() else ""
     if engine_present:
-        present = present_store(present, volume("mlflow"), volume("postgres"))
+        stores = ["mlops_mlflow_data", "mlops_postgres_data"]
+        # One that is not there is left out of the answer.
+        inspected = json.loads(module.run_command([docker, "volume", "inspect", *stores])[1] or "[]")
+        volumes = {volume["Name"]: Path(volume["Mountpoint"]) for volume in inspected}
+        present = present_store(present, *map(volumes.get, stores))
     if store:
         complaints += refused_store(present, store["wanted"], store["change"])
     if complaints:
         module.fail_json(msg="Nothing was changed. " + "\n".join(complaints))
+    shown = "--showformat=${Package} ${db:Status-Status}\n"
+    listed = module.run_command(["dpkg-query", "--show", shown, *module.params["packages"]])[1]
     units = (path.stem.removeprefix("mlops-") for path in Path("/etc/systemd/system").glob("mlops-*.service"))
     module.exit_json(
         changed=False,
         engine_present=engine_present,
+        packages_missing=missing_packages(module.params["packages"], listed),
+        file_digests={path: file_digest(Path(path)) for path in module.params["files"]},
+        images_present=images,
         networks_present=networks,
         services_present=sorted(units),
         store=present,

@@ -67,14 +67,11 @@ class Machine:
         match arguments:
             case ["version", *_]:
                 return CommandResult(0, "26.1.5\n", "")
-            case ["image", "inspect", *_, reference]:
-                image = self.images.get(reference)
-                return CommandResult(0, f"{image}\n", "") if image else CommandResult(1, "", "No such image")
-            case ["container", "inspect", name]:
-                found = self.containers.get(name)
-                return (
-                    CommandResult(0, json.dumps([found]), "") if found else CommandResult(1, "[]", "No such container")
-                )
+            case ["inspect", *names]:
+                found = [self.containers[name] for name in names if name in self.containers]
+                found += [{"Id": self.images[name], "RepoTags": [name]} for name in names if name in self.images]
+                missing = len(names) - len(found)
+                return CommandResult(1 if missing else 0, json.dumps(found), "No such object" if missing else "")
             case ["run", *_]:
                 return CommandResult(1 if self.validation_error else 0, "", self.validation_error)
         raise AssertionError(f"unexpected: docker {arguments}")

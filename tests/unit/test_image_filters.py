@@ -221,34 +221,53 @@ class TestContexts:
     def temporary_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(images, "DEFAULT_LOCAL_TMP", str(tmp_path))
 
+    def archive(self, project: Path, wanted: list[str]) -> str:
+        return str(images.image_contexts(wanted, BUILDS, str(project), REFERENCES, {"index": "index.txt"}))
+
     def members(self, project: Path, wanted: list[str]) -> dict[str, int]:
-        with tarfile.open(images.image_contexts(wanted, BUILDS, str(project))) as archive:
+        with tarfile.open(self.archive(project, wanted)) as archive:
             return {member.name: member.mode for member in archive}
 
     def test_hold_what_the_images_are_made_from_and_nothing_else(self, project: Path) -> None:
         (project / "app/tests").mkdir()
         (project / "app/tests/test_a.py").write_text("")
         members = self.members(project, ["server", "proxy"])
-        assert set(members) == {"app/Dockerfile", "app/server/a.py", "proxy/Dockerfile"}
+        assert set(members) == {"app/Dockerfile", "app/server/a.py", "proxy/Dockerfile", "bake.json"}
 
     def test_keep_scripts_executable(self, project: Path) -> None:
         (project / "app/tool/b.py").chmod(0o700)
-        assert self.members(project, ["tool"]) == {"app/Dockerfile": 0o644, "app/tool/b.py": 0o755}
+        modes = {"app/Dockerfile": 0o644, "app/tool/b.py": 0o755, "bake.json": 0o644}
+        assert self.members(project, ["tool"]) == modes
 
     def test_are_the_same_archive_for_the_same_files(self, project: Path) -> None:
-        first = images.image_contexts(["tool"], BUILDS, str(project))
+        first = self.archive(project, ["tool"])
         (project / "app/tool/b.py").touch()
-        assert images.image_contexts(["tool"], BUILDS, str(project)) == first
+        assert self.archive(project, ["tool"]) == first
 
     def test_a_file_that_changes_and_keeps_its_size_gets_another_time(self, project: Path) -> None:
         """Docker's builder would take it for the one that it was sent before."""
         times = []
         for text in ("one\n", "two\n", "one\n"):
             (project / "app/tool/b.py").write_text(text)
-            with tarfile.open(images.image_contexts(["tool"], BUILDS, str(project))) as archive:
+            with tarfile.open(self.archive(project, ["tool"])) as archive:
                 times.append(archive.getmember("app/tool/b.py").mtime)
         assert times[0] != times[1]
         assert times[0] == times[2]
+
+    def test_say_how_the_images_are_built(self, project: Path) -> None:
+        with tarfile.open(self.archive(project, ["python", "server"])) as archive:
+            bake = json.load(archive.extractfile("bake.json") or io.BytesIO())
+        assert bake["group"]["default"]["targets"] == ["python", "server"]
+        server = bake["target"]["server"]
+        assert (server["context"], server["target"], server["tags"]) == ("app", "server", ["mlops-server:1"])
+        assert server["args"] == {"PYTHON": "mlops-python:1"}
+        assert server["secret"] == ["id=index,src=index.txt"]
+
+    def test_a_parent_is_built_first_when_it_is_not_there_yet(self, project: Path) -> None:
+        with tarfile.open(self.archive(project, ["python", "server"])) as archive:
+            targets = json.load(archive.extractfile("bake.json") or io.BytesIO())["target"]
+        assert targets["server"]["contexts"] == {"mlops-python:1": "target:python"}
+        assert targets["python"]["contexts"] == {}, "the host has its parent"
 
 
 class TestTheAppliance:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import queue
 import subprocess
 import sys
 import tempfile
@@ -51,12 +53,18 @@ class Refresher(threading.Thread):
         self._situation = situation
         self._registry = registry_at(settings.tracking_uri, settings.model)
         self._last_said = ""
+        self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def run(self) -> None:
         """Ask until the process ends."""
         while True:
             self._refresh()
-            time.sleep(self._settings.refresh_interval)
+            with contextlib.suppress(queue.Empty):
+                self._wakes.get(timeout=self._settings.refresh_interval)
+
+    def wake(self) -> None:
+        """Ask at once. Safe in a signal handler."""
+        self._wakes.put(None)
 
     def _refresh(self) -> None:
         try:

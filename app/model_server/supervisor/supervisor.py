@@ -87,8 +87,11 @@ class Supervisor:
         """Serve, and return the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        refresher = Refresher(self._settings, self._store, self._situation, self._events.put)
+        # Who has moved the alias need not wait for the next look.
+        signal.signal(signal.SIGHUP, lambda *_: refresher.wake())
         self._start_best()
-        Refresher(self._settings, self._store, self._situation, self._events.put).start()
+        refresher.start()
         while not (self._stopping and self._generations() == set()):
             self._handle(self._events.get())
             self._tell()

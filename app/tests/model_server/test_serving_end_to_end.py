@@ -458,6 +458,17 @@ def test_a_version_may_be_asked_for_by_its_number_or_as_the_latest(
     assert by_number.serves(first)
 
 
+def test_a_hangup_signal_has_the_registry_asked_at_once(servers: Servers, registered: RegisteredModel) -> None:
+    first = registered.register("search", **EXAMPLE)
+    server = servers.start(
+        MLFLOW_TRACKING_URI=registered.uri, MODEL_NAME=registered.name, SERVING_MODEL_REFRESH_SECONDS="86400"
+    )
+    assert server.serves(first)
+    second = registered.register("search", **EXAMPLE)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for(lambda: server.serves(second), "the new champion")
+
+
 def test_what_the_registry_has_not_is_named(servers: Servers, registered: RegisteredModel) -> None:
     registered.register("search", **EXAMPLE)
     uri = f"models:/{registered.name}/7"
