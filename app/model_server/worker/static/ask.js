@@ -146,9 +146,8 @@ function field(column, value, label) {
   input.value = value ?? "";
   if (column.default !== undefined) input.placeholder = `default: ${JSON.stringify(column.default)}`;
   input.required = !optional && !column.nullable && column.type !== "string";
-  const name = make("label", { htmlFor: id, textContent: label });
+  const name = make("span", {}, ...label.split(/(?<=[_/.])/).flatMap((part) => [part, make("wbr")]));
   const kind = make("span", { className: "kind", textContent: typeOf(column) + (optional ? ", optional" : "") });
-  name.append(" ", kind);
   const read = () => {
     const text = input.value;
     if (text === "") return column.type === "string" && !optional ? "" : null;
@@ -156,7 +155,7 @@ function field(column, value, label) {
     if (column.type === "boolean") return text === "true";
     return NUMBERS.includes(column.type) ? Number(text) : text;
   };
-  return { element: make("div", { className: "field" }, name, input), read, input };
+  return { element: make("div", { className: "field" }, make("label", { htmlFor: id }, name, " ", kind), input), read, input };
 }
 
 /** The input as a table: its columns, its rows, and how to write rows again; or null when it is none. */
@@ -212,7 +211,7 @@ function formOf(body) {
   const add = (values) => {
     const fields = columns.map((column, index) => field(column, values[index] ?? null, String(column.name ?? "Input")));
     const remove = make("button", { type: "button", className: "remove", textContent: "×" });
-    const title = alone ? fields[0].element.querySelector("label").firstChild : make("legend");
+    const title = alone ? fields[0].element.querySelector("span") : make("legend");
     const element = make(alone ? "div" : "fieldset", { className: alone ? "row alone" : "row" });
     if (!alone) element.append(title);
     element.append(make("div", { className: "fields" }, ...fields.map(({ element }) => element)), remove);
@@ -285,7 +284,7 @@ function note(text) {
 function reset() {
   note("");
   const body = example();
-  $("body").value = pretty(body);
+  write(body);
   const made = formOf(body);
   $("tab-form").hidden = made === null;
   mode = "json";
@@ -299,13 +298,19 @@ function fill(made) {
   $("panel-form").replaceChildren(...form.elements);
 }
 
+function write(body) {
+  const text = pretty(body);
+  $("body").value = text;
+  $("body").rows = Math.min(Math.max(text.split("\n").length + 1, 5), 24);
+}
+
 function bodyText() {
   return mode === "form" ? JSON.stringify(form.read()) : $("body").value;
 }
 
 function select(name) {
   if (name === "json" && mode === "form") {
-    $("body").value = pretty(form.read());
+    write(form.read());
     mode = "json";
   } else if (name === "form" && mode === "json") {
     const made = formOf(parsed($("body").value));
