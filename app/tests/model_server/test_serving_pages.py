@@ -223,6 +223,10 @@ def test_what_fails_is_shown_in_the_servers_own_words(server: Server, browser: B
     browser.type(browser.field("Input"), "raise")
     assert browser.answered() == "500 INTERNAL_ERROR"
     assert browser.text("#request") in browser.shown("#raw").get_property("textContent")
+    browser.type(browser.field("top_k"), "0")
+    browser.type(browser.field("Input"), "q")
+    assert browser.answered() == "200 OK"
+    assert browser.text("#shown") == "q: nothing found."
     browser.click("#tab-json")
     browser.type(browser.shown("#body"), "{")
     assert browser.answered() == "400 BAD_REQUEST"

@@ -21,6 +21,7 @@ const tabs = [...document.querySelectorAll("[role=tab]")];
 let model = null;
 let form = null;
 let mode = "json";
+let signature;
 let lastId = 0;
 
 function make(tag, properties = {}, ...children) {
@@ -51,7 +52,7 @@ function parsed(text) {
   }
 }
 
-// --- what is served ---------------------------------------------------------------------------------------------------
+// --- what is served -------------------------------------------------------------------------------------------------
 
 function typeOf(column) {
   if (column.type === "tensor") return `${column["tensor-spec"].dtype} [${column["tensor-spec"].shape.join(", ")}]`;
@@ -66,7 +67,8 @@ function signatureTable(title, columns) {
     const notes = [column.required === false && "optional"];
     if (column.default !== undefined) notes.push(`default ${JSON.stringify(column.default)}`);
     const type = [typeOf(column), ...notes.filter(Boolean)].join(", ") + (column.shape ? ", a list" : "");
-    return make("tr", {}, make("th", { scope: "row", textContent: column.name ?? "–" }), make("td", { textContent: type }));
+    if (column.name === undefined) return make("tr", {}, make("td", { colSpan: 2, textContent: type }));
+    return make("tr", {}, make("th", { scope: "row", textContent: column.name }), make("td", { textContent: type }));
   });
   const table = make("table", {}, make("caption", { textContent: title }), make("tbody", {}, ...rows));
   return make("div", { className: "scroll", tabIndex: 0, ariaLabel: title, role: "region" }, table);
@@ -74,15 +76,17 @@ function signatureTable(title, columns) {
 
 function describe() {
   const since = make("time", { dateTime: model.loaded_since, title: model.loaded_since });
-  since.textContent = new Date(model.loaded_since).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
-  const facts = { Model: model.name, Version: model.version, Since: since, Run: model.run_id, MLflow: model.mlflow_version };
-  $("facts").replaceChildren(
-    ...Object.entries(facts)
-      .filter(([, value]) => value)
-      .flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", {}, value)]),
-  );
-  const warnings = [model.doubt && `Doubtful: ${model.doubt}.`, model.rejected && `Not the champion: ${model.rejected}.`];
-  $("warnings").replaceChildren(...warnings.filter(Boolean).map((text) => make("p", { className: "note", textContent: text })));
+  const style = { dateStyle: "medium", timeStyle: "short" };
+  since.textContent = new Date(model.loaded_since).toLocaleString(undefined, style);
+  const { name, version, run_id: run, mlflow_version: mlflow } = model;
+  const facts = { Model: name, Version: version, Since: since, Run: run, MLflow: mlflow };
+  const known = Object.entries(facts).filter(([, value]) => value);
+  const lines = known.flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", {}, value)]);
+  $("facts").replaceChildren(...lines);
+  const { doubt, rejected } = model;
+  const warnings = [doubt && `Doubtful: ${doubt}.`, rejected && `Not the champion: ${rejected}.`];
+  const notes = warnings.filter(Boolean).map((text) => make("p", { className: "note", textContent: text }));
+  $("warnings").replaceChildren(...notes);
   const { inputs, params, outputs } = model.signature ?? {};
   const parts = { Inputs: inputs, Params: params, Outputs: outputs };
   const tables = Object.entries(parts).filter(([, columns]) => Array.isArray(columns) && columns.length);
@@ -116,23 +120,26 @@ async function look() {
     setTimeout(look, LOOK_AGAIN_MS);
     return;
   }
-  const asBefore = form !== null && JSON.stringify(model?.signature) === JSON.stringify(found.signature);
   model = found;
   setState("serving", "Serving");
   describe();
-  if (!asBefore) reset();
+  // What was typed for another version is kept where it still fits.
+  const former = signature;
+  signature = JSON.stringify(found.signature);
+  if (signature !== former) reset();
 }
 
-// --- the form ---------------------------------------------------------------------------------------------------------
+// --- the form -------------------------------------------------------------------------------------------------------
 
-function field(column, value, label) {
+function field(column, value, title) {
   const id = `field-${++lastId}`;
   const properties = { id, className: "value" };
   const optional = column.required === false;
   let input;
   if (column.type === "boolean") {
     const options = optional || typeof value !== "boolean" ? ["", "true", "false"] : ["true", "false"];
-    input = make("select", properties, ...options.map((text) => make("option", { value: text, textContent: text || "–" })));
+    const shown = options.map((text) => make("option", { value: text, textContent: text || "–" }));
+    input = make("select", properties, ...shown);
   } else if (NUMBERS.includes(column.type)) {
     const whole = INTEGERS.includes(column.type);
     // Beyond this, what a browser reads of a number is not what was typed.
@@ -146,7 +153,7 @@ function field(column, value, label) {
   input.value = value ?? "";
   if (column.default !== undefined) input.placeholder = `default: ${JSON.stringify(column.default)}`;
   input.required = !optional && !column.nullable && column.type !== "string";
-  const name = make("span", {}, ...label.split(/(?<=[_/.])/).flatMap((part) => [part, make("wbr")]));
+  const name = make("span", {}, ...title.split(/(?<=[_/.])/).flatMap((part) => [part, make("wbr")]));
   const kind = make("span", { className: "kind", textContent: typeOf(column) + (optional ? ", optional" : "") });
   const read = () => {
     const text = input.value;
@@ -155,7 +162,8 @@ function field(column, value, label) {
     if (column.type === "boolean") return text === "true";
     return NUMBERS.includes(column.type) ? Number(text) : text;
   };
-  return { element: make("div", { className: "field" }, make("label", { htmlFor: id }, name, " ", kind), input), read, input };
+  const label = make("label", { htmlFor: id }, name, " ", kind);
+  return { element: make("div", { className: "field" }, label, input), read, input };
 }
 
 /** The input as a table: its columns, its rows, and how to write rows again; or null when it is none. */
@@ -169,7 +177,8 @@ function tableOf(key, data) {
   } else if (isFilled(data, isRecord)) {
     names = [...new Set(data.flatMap(Object.keys))];
     rows = data.map((record) => names.map((name) => record[name] ?? null));
-    write = (columns, values) => values.map((row) => Object.fromEntries(columns.map(({ name }, index) => [name, row[index]])));
+    const record = (columns, row) => Object.fromEntries(columns.map(({ name }, index) => [name, row[index]]));
+    write = (columns, values) => values.map((row) => record(columns, row));
   } else if (isFilled(data, isScalar) && known.length <= 1) {
     names = [known[0]?.name];
     rows = data.map((value) => [value]);
@@ -177,11 +186,11 @@ function tableOf(key, data) {
   } else {
     return null;
   }
-  const single = !isFilled(data, isScalar) ? {} : known[0];
   const columns = names.map((name, index) => {
     const sample = rows.find((row) => row[index] !== null)?.[index];
     const guess = { type: { number: "double", boolean: "boolean" }[typeof sample] ?? "string" };
-    const column = single?.type ? single : (known.find((one) => one.name === name) ?? (known.length === names.length ? known[index] : guess));
+    const unnamed = known.length === names.length ? known[index] : undefined;
+    const column = known.find((one) => one.name === name) ?? unnamed ?? guess;
     return { ...column, name, nullable: rows.some((row) => row[index] === null) };
   });
   for (const column of known) {
@@ -203,7 +212,8 @@ function formOf(body) {
 
   const number = () => {
     rows.forEach((row, index) => {
-      row.title.textContent = alone ? `${columns[0].name ?? "Input"} ${rows.length > 1 ? index + 1 : ""}`.trim() : `Row ${index + 1}`;
+      const title = alone ? (columns[0].name ?? "Input") : "Row";
+      row.title.textContent = alone && rows.length === 1 ? title : `${title} ${index + 1}`;
       row.remove.hidden = rows.length === 1;
       row.remove.ariaLabel = `Remove ${row.title.textContent}`;
     });
@@ -227,7 +237,8 @@ function formOf(body) {
     number();
   };
   table.rows.forEach(add);
-  const more = make("button", { type: "button", className: "plain", textContent: alone ? "Add an input" : "Add a row" });
+  const more = make("button", { type: "button", className: "plain" });
+  more.textContent = alone ? "Add an input" : "Add a row";
   more.addEventListener("click", () => {
     add(alone ? [] : rows.at(-1).fields.map(({ read }) => read()));
     rows.at(-1).fields[0].input.focus();
@@ -236,7 +247,8 @@ function formOf(body) {
     const given = body.params?.[param.name];
     const nested = Boolean(param.shape) || !SCALARS.includes(param.type);
     const column = { ...param, type: nested ? "JSON" : param.type, json: nested, required: false };
-    return [param.name, field(column, nested && given !== undefined ? JSON.stringify(given) : given, param.name)];
+    const value = nested && given !== undefined ? JSON.stringify(given) : given;
+    return [param.name, field(column, value, param.name)];
   });
   const elements = [list, more];
   if (params.length) {
@@ -246,8 +258,8 @@ function formOf(body) {
   const read = () => {
     const values = rows.map(({ fields }) => fields.map(({ read }) => read()));
     // An optional column that nobody filled in is not there.
-    const kept = columns.map((column, index) => column.required !== false || values.some((row) => row[index] !== null));
-    const keep = (list) => list.filter((_, index) => kept[index]);
+    const isThere = (index) => columns[index].required !== false || values.some((row) => row[index] !== null);
+    const keep = (list) => list.filter((_, index) => isThere(index));
     const given = params.map(([name, { read }]) => [name, read()]).filter(([, value]) => value !== null);
     const made = { [key]: table.write(keep(columns), values.map(keep)) };
     return given.length ? { ...made, params: Object.fromEntries(given) } : made;
@@ -332,7 +344,7 @@ function select(name) {
   }
 }
 
-// --- the answer -------------------------------------------------------------------------------------------------------
+// --- the answer -----------------------------------------------------------------------------------------------------
 
 function cell(value) {
   const number = typeof value === "number";
@@ -345,11 +357,14 @@ function table(headings, rows, caption = "") {
   const head = make("tr", {}, ...headings.map((text) => make("th", { scope: "col", textContent: text })));
   const body = rows.slice(0, SHOWN_ROWS).map((row) => make("tr", {}, ...row.map(cell)));
   const element = make("table", {}, make("thead", {}, head), make("tbody", {}, ...body));
-  if (caption) element.prepend(make("caption", { textContent: caption }));
-  return make("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: caption || "Predictions" }, element);
+  const cut = rows.length > SHOWN_ROWS ? `the first ${SHOWN_ROWS} of ${rows.length} rows` : "";
+  const title = [caption, cut].filter(Boolean).join(": ");
+  if (title) element.prepend(make("caption", { textContent: title }));
+  return make("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: title || "Predictions" }, element);
 }
 
 function records(list, caption) {
+  if (list.length === 0) return make("p", { className: "quiet", textContent: `${caption}: nothing found.` });
   const names = [...new Set(list.flatMap(Object.keys))];
   return table(names, list.map((record) => names.map((name) => record[name] ?? null)), caption);
 }
@@ -358,10 +373,12 @@ function records(list, caption) {
 function rendered(predictions, asked) {
   if (typeof predictions === "string") return [make("p", { className: "words", textContent: predictions })];
   if (isFilled(predictions, isObject)) return [records(predictions)];
-  if (isFilled(predictions, (list) => isFilled(list, isObject))) {
-    return predictions.map((list, index) => records(list, String(asked[index] ?? `Input ${index + 1}`)));
+  if (isFilled(predictions, (list) => Array.isArray(list) && list.every(isObject))) {
+    return predictions.map((list, index) => records(list, asked[index] ?? `Input ${index + 1}`));
   }
-  if (isFilled(predictions, isScalar)) return [table(["row", "prediction"], predictions.map((value, index) => [index + 1, value]))];
+  if (isFilled(predictions, isScalar)) {
+    return [table(["row", "prediction"], predictions.map((value, index) => [index + 1, value]))];
+  }
   const isRow = (row) => isFilled(row, isScalar) && row.length <= SHOWN_COLUMNS;
   if (isFilled(predictions, isRow)) {
     const width = Math.max(...predictions.map((row) => row.length));
@@ -402,7 +419,8 @@ function show(response, text, took, body) {
   }
   const version = response.headers.get("X-Model-Version");
   $("status").className = response.ok ? "badge good" : "badge bad";
-  $("status").textContent = [response.status, answer?.error_code ?? (response.statusText || "OK")].filter(Boolean).join(" ");
+  const meaning = answer?.error_code ?? (response.statusText || "OK");
+  $("status").textContent = [response.status, meaning].filter(Boolean).join(" ");
   $("time").textContent = `${took < 10 ? took.toFixed(1) : took.toFixed(0)} ms${version ? `, version ${version}` : ""}`;
   $("request").textContent = response.headers.get("X-Request-Id") ?? "–";
   $("shown").replaceChildren(...shown);
@@ -411,7 +429,7 @@ function show(response, text, took, body) {
   $("answer").hidden = false;
 }
 
-// --- what the page does by itself and when it is asked ----------------------------------------------------------------
+// --- what the page does by itself and when it is asked --------------------------------------------------------------
 
 for (const tab of tabs) {
   tab.addEventListener("click", () => select(tab.id.slice(4)));
