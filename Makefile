@@ -140,5 +140,6 @@ clean:  ## Remove .venv and the caches
 
 # It holds all of requirements.txt, at the same versions.
 .venv/.setup-dev: requirements-dev.txt .venv/.uv
+	@command -v chromedriver >/dev/null || { apt-get update && apt-get install --yes chromium chromium-driver; }
 	$(PIP_SYNC) requirements-dev.txt
 	@touch .venv/.setup $@

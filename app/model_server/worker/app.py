@@ -17,7 +17,7 @@ from prometheus_flask_exporter import PrometheusMetrics
 from werkzeug.exceptions import HTTPException, NotFound
 
 from model_server.common import contract, metrics, situation
-from model_server.worker import wsgi_bridge
+from model_server.worker import pages, wsgi_bridge
 from model_server.worker.errors import DeadlineError, ModelFailedError, NoModelError, RequestError, ServerError
 from model_server.worker.http import Request, Response
 from model_server.worker.openapi import describe
@@ -174,6 +174,7 @@ def create_app(settings: Settings, stored: StoredModel | None) -> ModelServer:
     app.add_url_rule("/model", "model", lambda: _model(app))
     app.add_url_rule("/metrics", "metrics", _metrics)
     app.add_url_rule("/openapi.json", "openapi", lambda: _json(describe(app.settings, app.model)))
+    pages.add_to(app)
     return app
 
 

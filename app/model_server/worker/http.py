@@ -118,7 +118,8 @@ class Response:
         """
         lines = [f"HTTP/1.1 {self.status} {_REASONS.get(self.status, '')}\r\nDate: {_date(int(time()))}\r\n"]
         lines += [f"{name}: {value}\r\n" for name, value in self.headers]
-        if self.status not in _NO_BODY:
+        # Of an answer to HEAD that comes without its body, the application has said how long that would be.
+        if self.status not in _NO_BODY and (self.body or request.method != "HEAD"):
             lines.append(f"Content-Length: {len(self.body)}\r\n")
         if close:
             lines.append("Connection: close\r\n\r\n")

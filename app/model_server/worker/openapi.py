@@ -46,11 +46,11 @@ def describe(settings: Settings, model: ServedModel | None) -> dict[str, Any]:
         },
         "paths": {
             "/invocations": {"post": _invocations(settings, model)},
+            "/model": {"get": _get("The model that is served.", _object(), unavailable=True)},
+            "/ready": {"get": _get("A model is loaded and has answered its example.", _object(), unavailable=True)},
             "/ping": {"get": _get("The process answers.", _text("application/json"))},
             "/health": {"get": _get("The process answers.", _text("application/json"))},
             "/version": {"get": _get("MLflow's version.", _text("application/json"))},
-            "/ready": {"get": _get("A model is loaded and has answered its example.", _object(), unavailable=True)},
-            "/model": {"get": _get("The model that is served.", _object(), unavailable=True)},
             "/metrics": {"get": _get("Prometheus metrics.", _text("text/plain"))},
             "/openapi.json": {"get": _get("This document.", _object())},
         },
@@ -92,6 +92,7 @@ def _invocations(settings: Settings, model: ServedModel | None) -> dict[str, Any
         content[protocol.JSON]["example"] = example
     return {
         "summary": "Predict.",
+        "tags": ["model"],
         "parameters": [{"name": "X-Request-Id", "in": "header", "schema": {"type": "string"}}],
         "requestBody": {"required": True, "content": content},
         "responses": {
@@ -136,7 +137,7 @@ def _get(summary: str, content: dict[str, Any], *, unavailable: bool = False) ->
     responses = {"200": {"description": summary, "content": content}}
     if unavailable:
         responses["503"] = _failure("No model yet.")
-    return {"summary": summary, "responses": responses}
+    return {"summary": summary, "tags": ["model" if unavailable else "server"], "responses": responses}
 
 
 def _text(media_type: str) -> dict[str, Any]:

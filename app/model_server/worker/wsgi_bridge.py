@@ -24,7 +24,9 @@ def answer(application: WSGIApplication, request: Request) -> Response:
     started: list[Any] = []
 
     def start_response(status: str, headers: list[tuple[str, str]], _exc_info: Any = None) -> Any:
-        started[:] = int(status[:3]), [header for header in headers if header[0].lower() != "content-length"]
+        if request.method != "HEAD":
+            headers = [header for header in headers if header[0].lower() != "content-length"]
+        started[:] = int(status[:3]), headers
         return None
 
     chunks = application(_environment(request), start_response)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium import webdriver
 from testinfra.host import Host
 
 ROOT = Path(__file__).parents[3]
@@ -117,6 +118,19 @@ def mlflow_url(settings: dict[str, Any]) -> str:
 def prometheus_url(settings: dict[str, Any]) -> str:
     """Prometheus itself."""
     return f"http://127.0.0.1:{settings['local_host_prometheus_port']}"
+
+
+@pytest.fixture
+def chromium() -> Iterator[webdriver.Chrome]:
+    """A browser that notes what is said in its console and what it asks for."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
+    yield driver
+    driver.quit()
 
 
 def containers(host: Host) -> dict[str, dict[str, Any]]:

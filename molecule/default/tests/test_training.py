@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import pytest
 import requests
 from conftest import PlaybookRun, container_ids, run_playbook, wait_until
 from mlflow.tracking import MlflowClient
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.expected_conditions import visibility_of_element_located as visible
+from selenium.webdriver.support.ui import WebDriverWait
 from testinfra.host import Host
 
 Site = Callable[..., PlaybookRun]
@@ -58,6 +64,38 @@ class TestTrainedModel:
         (found,) = answer.json()["predictions"]
         assert {"function", "file", "line", "signature", "score"} <= found[0].keys()
         assert found[0]["file"] == "statistics.py", found
+
+    def test_it_is_asked_in_a_browser_which_asks_no_other_host(self, api_url: str, chromium: webdriver.Chrome) -> None:
+        def shown(selector: str) -> str:
+            return str(WebDriverWait(chromium, 30).until(visible((By.CSS_SELECTOR, selector))).text)
+
+        chromium.get(f"{api_url}/")
+        assert shown("h1") == MODEL
+        question = chromium.find_element(By.CSS_SELECTOR, ".rows input")
+        question.clear()
+        question.send_keys("return the median of numeric data")
+        chromium.find_element(By.ID, "ask").click()
+        assert shown("#status") == "200 OK"
+        assert "statistics.py" in shown("#shown")
+        chromium.get(f"{api_url}/docs")
+        for selector in ("#operations-model-post_invocations .opblock-summary-control", ".try-out__btn", ".execute"):
+            shown(selector)
+            chromium.find_element(By.CSS_SELECTOR, selector).click()
+        assert shown(".live-responses-table tbody .response-col_status").startswith("200")
+        assert chromium.get_log("browser") == []
+        events = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]
+        asked = [
+            event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
+        ]
+        assert {urlsplit(url).netloc for url in asked if not url.startswith("data:")} == {urlsplit(api_url).netloc}
+
+    def test_its_pages_come_through_nginx_small_and_with_each_header_once(self, api_url: str) -> None:
+        page = requests.get(f"{api_url}/docs", headers={"Accept": "text/html"}, timeout=10)
+        for name in ("Content-Security-Policy", "X-Content-Type-Options", "X-Frame-Options", "Referrer-Policy"):
+            assert len(page.raw.headers.getlist(name)) == 1, name
+        script = requests.get(f"{api_url}/static/swagger-ui-bundle.js", timeout=10)
+        assert script.headers["Content-Encoding"] == "gzip"
+        assert requests.get(f"{api_url}/", timeout=10).json()["error_code"] == "ENDPOINT_NOT_FOUND"
 
     def test_it_stays_served_when_mlflow_is_down(self, host: Host, api_url: str) -> None:
         host.check_output("systemctl stop mlops-mlflow")
