@@ -140,5 +140,7 @@ clean:  ## Remove .venv and the caches
 
 # It holds all of requirements.txt, at the same versions.
 .venv/.setup-dev: requirements-dev.txt .venv/.uv
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && test -d /usr/share/javascript/dygraphs \
+	  || { apt-get update && apt-get install --yes --no-install-recommends chromium chromium-driver libjs-dygraphs; }
 	$(PIP_SYNC) requirements-dev.txt
 	@touch .venv/.setup $@

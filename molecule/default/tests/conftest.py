@@ -17,7 +17,7 @@ from testinfra.host import Host
 
 ROOT = Path(__file__).parents[3]
 INVENTORY = Path(os.environ.get("MOLECULE_SCENARIO_DIRECTORY", Path(__file__).parents[1])) / "inventory"
-SERVICES = ("mlflow", "serving", "nginx", "node_exporter", "nginx_exporter", "alertmanager", "prometheus")
+SERVICES = ("mlflow", "serving", "nginx", "node_exporter", "nginx_exporter", "alertmanager", "prometheus", "grafana")
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,12 @@ def mlflow_url(settings: dict[str, Any]) -> str:
 def prometheus_url(settings: dict[str, Any]) -> str:
     """Prometheus itself."""
     return f"http://127.0.0.1:{settings['local_host_prometheus_port']}"
+
+
+@pytest.fixture(scope="session")
+def grafana_url(settings: dict[str, Any]) -> str:
+    """The dashboards, whoever draws them."""
+    return f"http://127.0.0.1:{settings['local_host_grafana_port']}"
 
 
 def containers(host: Host) -> dict[str, dict[str, Any]]:

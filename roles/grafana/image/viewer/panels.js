@@ -155,7 +155,7 @@ function statetimeline(body, panel, data, { from, to, start, step }) {
     tracks.append(track);
   }
   const axis = element("div", "axis");
-  const every = [60, 300, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800].find((gap) => (to - from) / gap <= body.clientWidth / 130) ?? 604800;
+  const every = [60, 300, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800].find((gap) => (to - from) / gap <= body.clientWidth / 95) ?? 604800;
   const offset = new Date(from * 1000).getTimezoneOffset() * 60;
   for (let time = Math.ceil((from - offset) / every) * every + offset; time < to; time += every) {
     // A label that the edge would cut is left out.
