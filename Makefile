@@ -44,7 +44,7 @@ site: setup  ## Make every host what the inventory says
 dev postgres serve train monitoring full: setup  ## Apply this profile
 	$(PLAYBOOK) site.yml --tags $@
 
-dashboards: setup-dev  ## Write the dashboards that Grafana gets from their code
+dashboards: setup-dev  ## Write the dashboards from their code
 	python -m dashboards
 
 dev-postgres: setup  ## Apply dev, with PostgreSQL as MLflow's database

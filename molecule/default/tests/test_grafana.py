@@ -226,5 +226,4 @@ class TestWithTheStandIn:
         assert "/viewer/viewer.js" in requests.get(f"{grafana_url}/d/mlops-system", timeout=10).text
         assert host.file(f"{volume['Source']}/grafana.db").exists
         assert host.file("/etc/mlops/secrets/grafana_secret_key").exists
-        assert not host.file("/etc/mlops/grafana/grafana.ini").exists
         assert "grafana_admin_password" not in back.output, "the viewer has no login"
