@@ -44,7 +44,7 @@ site: setup  ## Make every host what the inventory says
 dev postgres serve train monitoring full: setup  ## Apply this profile
 	$(PLAYBOOK) site.yml --tags $@
 
-dashboards: setup-dev  ## Write the dashboards that Grafana gets from their code
+dashboards: setup-dev  ## Write the dashboards from their code
 	python -m dashboards
 
 dev-postgres: setup  ## Apply dev, with PostgreSQL as MLflow's database
@@ -140,6 +140,7 @@ clean:  ## Remove .venv and the caches
 
 # It holds all of requirements.txt, at the same versions.
 .venv/.setup-dev: requirements-dev.txt .venv/.uv
-	@command -v chromedriver >/dev/null || { apt-get update && apt-get install --yes chromium chromium-driver; }
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && test -d /usr/share/javascript/dygraphs \
+	  || { apt-get update && apt-get install --yes --no-install-recommends chromium chromium-driver libjs-dygraphs; }
 	$(PIP_SYNC) requirements-dev.txt
 	@touch .venv/.setup $@

@@ -9,10 +9,13 @@ from types import ModuleType
 
 import ansible.module_utils
 
-PLUGINS = Path(__file__).parents[1] / "plugins"
+ROOT = Path(__file__).parents[1]
+PLUGINS = ROOT / "plugins"
 
 ansible.module_utils.__path__.append(str(PLUGINS / "module_utils"))
 sys.path.insert(0, str(PLUGINS / "modules"))
+# The tests on a host look at the same pages.
+sys.path.append(str(ROOT / "molecule" / "default" / "tests"))
 
 
 def load_plugin(path: str) -> ModuleType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 import yaml
 from ansible.errors import AnsibleActionFail, AnsibleUndefinedVariable
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
 # Tags that Ansible itself gives a meaning.
@@ -214,52 +213,6 @@ def port_clashes(ports: Mapping[str, int]) -> list[str]:
     return complaints
 
 
-def image_out_of_reach(service: str, values: Mapping[str, Any]) -> bool:
-    """Whether nothing is to provide the image of a service that the appliance cannot build.
-
-    Args:
-        service: the service.
-        values: values of the settings by name, templates resolved.
-    """
-    image = values.get(f"{service}_image")
-    source = values.get(f"{service}_image_source") or ("registry" if image else values.get("mlops_image_source"))
-    if source == "archive":
-        return not (Path(values.get("mlops_image_archives") or "").expanduser() / f"{service}.tar").is_file()
-    return not image
-
-
-def left_out_services(
-    services: Iterable[str], unbuilt: Collection[str], values: Mapping[str, Any]
-) -> tuple[dict[str, str], list[str]]:
-    """Services whose image nothing provides: those the run goes on without, and complaints about the others.
-
-    Args:
-        services: services of the run.
-        unbuilt: services whose image the appliance cannot build.
-        values: values of the settings by name, templates resolved.
-
-    Returns:
-        A notice by service that is left out, and the complaints.
-    """
-    notices: dict[str, str] = {}
-    complaints: list[str] = []
-    for service in services:
-        if service not in unbuilt or not image_out_of_reach(service, values):
-            continue
-        way_out = (
-            f"name an image of a registry in {service}_image, or put {service}.tar, written by docker save, into "
-            f"mlops_image_archives and set {service}_image_source: archive"
-        )
-        if boolean(values.get(f"{service}_optional", False)):
-            notices[service] = f"{service} is left out: its image cannot be built here. To have it, {way_out}."
-        else:
-            complaints.append(
-                f"{service}_image: the image of {service} cannot be built here, and nothing else is to provide it: "
-                f"{way_out}. To go on without it, set {service}_optional: true."
-            )
-    return notices, complaints
-
-
 def default_passwords(values: Mapping[str, Any]) -> list[str]:
     """Complaints about passwords that everybody tries first.
 
@@ -285,7 +238,6 @@ class ActionModule(ActionBase):
         profiles: services by tag.
         service_groups: the inventory groups that, all together, give a host a service; ``mlops`` for those not named.
         profile_groups: the group that a profile is of no use without.
-        unbuilt: services whose image the appliance cannot build.
         ports: published ports, as ``{service: {setting: port}}``.
         facts: names of variables that the appliance sets itself.
         disk_free_mb: free space, in MB, that the host must have; by path.
@@ -322,17 +274,13 @@ class ActionModule(ActionBase):
         ]
         _refuse(complaints)
 
-        left_out, complaints = left_out_services(services, arguments["unbuilt"], values)
-        services = [service for service in services if service not in left_out]
         ports = {
             setting: int(port)
             for service, claims in arguments["ports"].items()
             if service in services
             for setting, port in claims.items()
         }
-        _refuse([*complaints, *port_clashes(ports)])
-        for notice in left_out.values():
-            self._display.warning(notice)
+        _refuse(port_clashes(ports))
         result: dict[str, Any] = super().run(tmp, task_vars)
         result |= self._execute_module(
             module_name="preflight",
@@ -353,7 +301,6 @@ class ActionModule(ActionBase):
                 "mlops_images_present": result.pop("images_present"),
                 "mlops_networks_present": result.pop("networks_present"),
                 "mlops_services_present": result.pop("services_present"),
-                "mlops_services_left_out": left_out,
                 "mlops_engine_present": result.pop("engine_present"),
                 "mlops_store": result.pop("store"),
             }

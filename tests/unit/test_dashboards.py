@@ -30,10 +30,8 @@ def test_the_files_are_what_the_code_renders() -> None:
 
 def test_the_role_mounts_every_dashboard() -> None:
     variables = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())
-    targets = {item["target"] for item in variables["__grafana_files"]}
-    assert {f"/etc/grafana/dashboards/{name}" for name in DASHBOARDS} == {
-        target for target in targets if target.endswith(".json")
-    }
+    targets = {item["target"] for item in variables["__grafana_dashboards"]}
+    assert {f"/etc/grafana/dashboards/{name}" for name in DASHBOARDS} == targets
 
 
 def test_the_data_source_of_the_panels_is_the_one_that_is_provisioned() -> None:

@@ -125,50 +125,6 @@ class TestSettings:
         assert complaint.startswith("a_port: 70000 is no port")
 
 
-class TestImages:
-    """Of services whose image the appliance cannot build."""
-
-    @pytest.mark.parametrize(
-        "values",
-        [
-            {},
-            {"mlops_image_source": "build"},
-            {"mlops_image_source": "registry"},
-            {"mlops_image_source": "archive", "mlops_image_archives": "/nowhere"},
-            {"grafana_image": "grafana/grafana:1", "grafana_image_source": "archive"},
-        ],
-    )
-    def test_one_that_nothing_provides_is_refused_with_the_way_out(self, values: dict[str, str]) -> None:
-        notices, (complaint,) = settings.left_out_services(["mlflow", "grafana"], ["grafana"], values)
-        assert notices == {}
-        assert complaint.startswith("grafana_image: ")
-        for way_out in ("grafana_image_source", "mlops_image_archives", "grafana_optional: true"):
-            assert way_out in complaint
-
-    def test_one_that_the_inventory_can_do_without_is_left_out_with_a_notice(self) -> None:
-        for yes in (True, "true"):
-            notices, complaints = settings.left_out_services(["grafana"], ["grafana"], {"grafana_optional": yes})
-            assert complaints == []
-            assert notices["grafana"].startswith("grafana is left out")
-
-    def test_no_is_no_also_from_the_command_line(self) -> None:
-        notices, complaints = settings.left_out_services(["grafana"], ["grafana"], {"grafana_optional": "false"})
-        assert notices == {}
-        assert len(complaints) == 1
-
-    def test_a_registry_provides_the_image_that_is_named(self) -> None:
-        values = {"grafana_image": "grafana/grafana:1", "mlops_image_source": "archive"}
-        assert settings.left_out_services(["grafana"], ["grafana"], values) == ({}, [])
-
-    def test_an_archive_provides_the_image(self, tmp_path: Path) -> None:
-        (tmp_path / "grafana.tar").touch()
-        values = {"grafana_image_source": "archive", "mlops_image_archives": str(tmp_path)}
-        assert settings.left_out_services(["grafana"], ["grafana"], values) == ({}, [])
-
-    def test_only_services_of_the_run_matter(self) -> None:
-        assert settings.left_out_services(["mlflow"], ["grafana"], {}) == ({}, [])
-
-
 class TestHost:
     def test_listening_sockets_count_and_connections_do_not(self) -> None:
         assert preflight.listening_ports([TCP]) == {8080}

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import browser
 import pytest
 from selenium import webdriver
 from testinfra.host import Host
 
 ROOT = Path(__file__).parents[3]
 INVENTORY = Path(os.environ.get("MOLECULE_SCENARIO_DIRECTORY", Path(__file__).parents[1])) / "inventory"
-SERVICES = ("mlflow", "serving", "nginx", "node_exporter", "nginx_exporter", "alertmanager", "prometheus")
+SERVICES = ("mlflow", "serving", "nginx", "node_exporter", "nginx_exporter", "alertmanager", "prometheus", "grafana")
 
 
 @dataclass(frozen=True)
@@ -120,17 +121,17 @@ def prometheus_url(settings: dict[str, Any]) -> str:
     return f"http://127.0.0.1:{settings['local_host_prometheus_port']}"
 
 
+@pytest.fixture(scope="session")
+def grafana_url(settings: dict[str, Any]) -> str:
+    """The dashboards, whoever draws them."""
+    return f"http://127.0.0.1:{settings['local_host_grafana_port']}"
+
+
 @pytest.fixture
 def chromium() -> Iterator[webdriver.Chrome]:
     """A browser that notes what is said in its console and what it asks for."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
-    yield driver
-    driver.quit()
+    with browser.chromium() as driver:
+        yield driver
 
 
 def containers(host: Host) -> dict[str, dict[str, Any]]:

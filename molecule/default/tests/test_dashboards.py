@@ -1,4 +1,4 @@
-"""Every query of every panel is run against the live Prometheus, as Grafana would run it, and gives data."""
+"""Every query of every panel gives data of the live Prometheus, and the viewer draws every panel in Chromium."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import requests
+from browser import SCHEMES, SIZES, chromium, opened
 from conftest import ROOT, run_playbook, wait_until
+from selenium import webdriver
 from testinfra.host import Host
 
 FILES = ROOT / "roles" / "grafana" / "files" / "dashboards"
@@ -120,3 +122,39 @@ def test_annotations_are_queries_that_prometheus_takes(prometheus_url: str) -> N
             expression = annotation["expr"].replace("$__rate_interval", VARIABLES["$__rate_interval"])
             # It has no series while nothing happens.
             answer(prometheus_url, Target(annotation["name"], expression, instant=False))
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[webdriver.Chrome]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.mark.parametrize("file", sorted(FILES.glob("*.json")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("size", SIZES)
+def test_the_viewer_draws_every_panel(
+    prometheus_url: str,  # noqa: ARG001 - once there is something to draw
+    grafana_url: str,
+    driver: webdriver.Chrome,
+    absent: tuple[str, ...],
+    file: Path,
+    size: str,
+    scheme: str,
+) -> None:
+    document = json.loads(file.read_text())
+    sourceless = {target.panel for target in targets(file) if any(prefix in target.expression for prefix in absent)}
+    page = opened(driver, f"{grafana_url}/d/{document['uid']}", SIZES[size], scheme)
+    assert {panel.title for panel in page.panels} == {
+        panel["title"] for panel in document["panels"] if panel["type"] != "row"
+    }
+    undrawn = [panel for panel in page.panels if panel.state != "data" or not panel.marks]
+    assert [panel for panel in undrawn if panel.title not in sourceless] == []
+    assert {panel.state for panel in undrawn} <= {"empty"}, "what has no source says so"
+    assert page.width <= SIZES[size][0], "nothing is wider than the page"
+    assert page.elsewhere == [], "no request leaves the host"
+    assert page.messages == [], "no error, and nothing that the policy refused"
+    assert page.first_picture_ms is not None
+    print(f"{file.stem}, {size}, {scheme}: first picture after {page.first_picture_ms:.0f} ms")
+    # 1 s on an idle machine; a test must also pass on a busy one.
+    assert page.first_picture_ms < 5000

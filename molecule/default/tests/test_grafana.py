@@ -1,23 +1,24 @@
-"""The role grafana, as far as it can be shown without Grafana: no machine that tests this reaches a registry.
+"""The role grafana: the viewer, which is what a host without an image of Grafana's has, and then Grafana.
 
-A stand-in takes the image's place. It has the port, the health endpoint and the entry point of upstream's image, and a
-directory for the data that belongs to root, as another image might have. What it shows is the work of the role: unit,
-files, permissions, secrets, confinement. That Grafana itself takes the configuration, it cannot show.
+No machine that tests this reaches a registry, so a stand-in takes the place of Grafana's image. It has the port, the
+health endpoint and the entry point of upstream's, and a directory for the data that belongs to root, as another image
+might have. What it shows is the work of the role: unit, files, permissions, secrets, confinement. That Grafana itself
+takes the configuration, it cannot show.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
-from conftest import INVENTORY, ROOT, PlaybookRun, containers, run_playbook
+from conftest import ROOT, PlaybookRun, containers, run_playbook, wait_until
 from testinfra.host import Host
 
+DASHBOARDS = ROOT / "roles" / "grafana" / "files" / "dashboards"
 IMAGE = "mlops-test-grafana:1"
 STAND_IN = """
 import configparser, http.server, os, pathlib, signal, sys
@@ -52,24 +53,14 @@ CMD ["python3", "/stand-in.py"]
 
 @pytest.fixture(scope="module")
 def provisioned(host: Host) -> Iterator[PlaybookRun]:
-    """A run with the stand-in, which is removed afterwards."""
+    """A run with the stand-in, whose image and data are removed afterwards."""
     base = host.check_output("docker images --format '{{.Repository}}:{{.Tag}}' mlops-python").split()[0]
     text = base64.b64encode(DOCKERFILE.encode()).decode()
     host.check_output(f"echo {text} | base64 --decode | docker build --quiet --build-arg BASE={base} --tag {IMAGE} -")
     yield run_playbook("site.yml", "--tags", "monitoring", "--extra-vars", f"grafana_image={IMAGE}")
-    removed = subprocess.run(
-        ["ansible", "mlops", "--inventory", INVENTORY, "-m", "systemd_container", "-a", "name=grafana state=absent"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert removed.returncode == 0, removed.stdout
+    back = run_playbook("site.yml", "--tags", "monitoring")
+    assert back.status == 0, back.output
     host.check_output(f"docker volume rm mlops_grafana_data && docker rmi {IMAGE}")
-    # Prometheus no longer looks for it.
-    without = run_playbook("site.yml", "--tags", "monitoring")
-    assert without.status == 0, without.output
 
 
 @pytest.fixture
@@ -79,24 +70,66 @@ def document(host: Host, provisioned: PlaybookRun) -> dict[str, Any]:
     return containers(host)["grafana"]
 
 
-@pytest.fixture
-def grafana_url(settings: dict[str, Any]) -> str:
-    """Grafana on the host's port."""
-    return f"http://127.0.0.1:{settings['local_host_grafana_port']}"
+class TestViewer:
+    def test_the_addresses_of_grafana_lead_to_its_page(self, grafana_url: str) -> None:
+        for path in ("/", "/d/mlops-system", "/d/mlops-system/system-metrics?from=now-1h&to=now"):
+            answer = requests.get(f"{grafana_url}{path}", timeout=10)
+            assert answer.status_code == 200, path
+            assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+            assert "/viewer/viewer.js" in answer.text
 
+    def test_its_dashboards_are_those_of_grafana(self, grafana_url: str) -> None:
+        listed = requests.get(f"{grafana_url}/viewer/dashboards/", timeout=10).json()
+        files = {path.name: json.loads(path.read_text()) for path in DASHBOARDS.glob("*.json")}
+        assert {item["name"] for item in listed} == files.keys()
+        for name, document in files.items():
+            assert requests.get(f"{grafana_url}/viewer/dashboards/{name}", timeout=10).json() == document
 
-class TestWithoutAnImage:
-    def test_the_run_goes_on_and_says_so_twice(self, host: Host) -> None:
-        result = run_playbook("site.yml", "--tags", "monitoring")
-        assert result.status == 0, result.output
-        assert result.output.count("grafana is left out") == 2, "at once, and in the summary"
-        assert "grafana" not in containers(host)
+    def test_of_prometheus_it_passes_on_the_two_questions_only(self, grafana_url: str) -> None:
+        for path in ("query?query=1", "query_range?query=1&start=0&end=1&step=1"):
+            assert requests.get(f"{grafana_url}/api/v1/{path}", timeout=10).json()["status"] == "success", path
+        for path in ("status/config", "targets", "series", "query_exemplars", "query/", "admin/tsdb/snapshot"):
+            assert requests.get(f"{grafana_url}/api/v1/{path}", timeout=10).status_code == 404, path
 
-    def test_where_it_is_not_optional_the_run_is_refused_with_the_way_out(self) -> None:
-        result = run_playbook("site.yml", "--tags", "monitoring", "--extra-vars", "grafana_optional=false")
-        assert result.status != 0
-        assert "Nothing was changed. grafana_image: " in result.output
-        assert "set grafana_optional: true" in result.output
+    def test_nothing_else_is_there_and_nothing_can_be_written(self, grafana_url: str) -> None:
+        for path in ("/index.html", "/nginx.conf", "/-/quit", "/api/datasources", "/login"):
+            assert requests.get(f"{grafana_url}{path}", timeout=10).status_code == 404, path
+        for method in ("POST", "PUT", "DELETE", "PATCH"):
+            assert requests.request(method, f"{grafana_url}/api/v1/query", timeout=10).status_code == 405, method
+
+    def test_the_headers_keep_all_that_is_foreign_out(self, grafana_url: str) -> None:
+        for path in ("/", "/viewer/viewer.js", "/viewer/dashboards/", "/api/v1/query?query=1", "/nowhere"):
+            headers = requests.get(f"{grafana_url}{path}", timeout=10).headers
+            policy = headers["Content-Security-Policy"]
+            assert "default-src 'self'" in policy, path
+            assert "unsafe" not in policy
+            assert "://" not in policy
+            assert headers["X-Content-Type-Options"] == "nosniff", path
+            assert headers["X-Frame-Options"] == "SAMEORIGIN", path
+            assert headers["Referrer-Policy"] == "no-referrer", path
+            assert headers["Server"] == "nginx", "the version is nobody's business"
+
+    def test_it_needs_little_and_has_neither_volume_nor_secret(self, host: Host) -> None:
+        document = containers(host)["grafana"]
+        assert document["HostConfig"]["Memory"] == 64 * 1024 * 1024
+        assert {mount["Type"] for mount in document["Mounts"]} == {"bind"}
+        assert not any(mount["RW"] for mount in document["Mounts"])
+        assert "/run/secrets" not in json.dumps(document["Mounts"])
+        used = host.check_output("docker stats --no-stream --format '{{.MemUsage}}' mlops-grafana")
+        print(f"the viewer uses {used}")
+
+    def test_it_finds_prometheus_again_at_another_address(self, host: Host, grafana_url: str) -> None:
+        before = containers(host)["grafana"]["Id"]
+        host.check_output("systemctl stop mlops-prometheus")
+        try:
+            away = requests.get(f"{grafana_url}/api/v1/query?query=1", timeout=30)
+        finally:
+            host.check_output("systemctl start mlops-prometheus")
+        assert away.status_code in (502, 504)
+        wait_until(
+            lambda: requests.get(f"{grafana_url}/api/v1/query?query=1", timeout=30).status_code == 200, 30, "an answer"
+        )
+        assert containers(host)["grafana"]["Id"] == before
 
 
 class TestWithTheStandIn:
@@ -182,3 +215,15 @@ class TestWithTheStandIn:
         again = run_playbook("site.yml", "--tags", "monitoring", "--extra-vars", f"grafana_image={IMAGE}")
         assert again.status == 0, again.output
         assert again.changed == 0, again.output
+
+    def test_without_the_image_the_viewer_is_back_and_the_data_stay(
+        self, host: Host, provisioned: PlaybookRun, document: dict[str, Any], grafana_url: str
+    ) -> None:
+        assert provisioned.status == 0, provisioned.output
+        (volume,) = (mount for mount in document["Mounts"] if mount["Type"] == "volume")
+        back = run_playbook("site.yml", "--tags", "monitoring")
+        assert back.status == 0, back.output
+        assert "/viewer/viewer.js" in requests.get(f"{grafana_url}/d/mlops-system", timeout=10).text
+        assert host.file(f"{volume['Source']}/grafana.db").exists
+        assert host.file("/etc/mlops/secrets/grafana_secret_key").exists
+        assert "grafana_admin_password" not in back.output, "the viewer has no login"

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from testinfra.host import Host
 
 Site = Callable[..., PlaybookRun]
-JOBS = {"prometheus", "node", "mlflow", "serving", "nginx", "alertmanager"}
+JOBS = {"prometheus", "node", "mlflow", "serving", "nginx", "alertmanager", "grafana"}
 RULES = ROOT / "roles" / "prometheus" / "files" / "rules"
 METRICS = "/var/lib/mlops/metrics"
 

@@ -10,9 +10,9 @@ from testinfra.host import Host
 
 Site = Callable[..., PlaybookRun]
 
-DEV = {"mlflow", "node_exporter", "alertmanager", "prometheus"}
+DEV = {"mlflow", "node_exporter", "alertmanager", "prometheus", "grafana"}
 SERVE = {"mlflow", "serving", "nginx"}
-MONITORING = {"node_exporter", "nginx_exporter", "alertmanager", "prometheus"}
+MONITORING = {"node_exporter", "nginx_exporter", "alertmanager", "prometheus", "grafana"}
 
 
 @pytest.fixture(scope="module", autouse=True)

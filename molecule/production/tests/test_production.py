@@ -13,11 +13,11 @@ from testinfra.host import Host
 
 SERVICES = {
     *("postgres", "mlflow", "serving", "nginx"),
-    *("node_exporter", "nginx_exporter", "postgres_exporter", "prometheus"),
+    *("node_exporter", "nginx_exporter", "postgres_exporter", "prometheus", "grafana"),
 }
 
 
-def test_everything_but_grafana_runs(host: Host) -> None:
+def test_everything_runs(host: Host) -> None:
     assert healthy_services(host) == SERVICES
 
 
@@ -28,7 +28,8 @@ def test_only_nginx_is_public(host: Host) -> None:
         for bindings in (document["HostConfig"]["PortBindings"] or {}).values()
         for binding in bindings
     }
-    assert addresses == {("nginx", "0.0.0.0"), ("mlflow", "127.0.0.1"), ("prometheus", "127.0.0.1")}
+    here = {(service, "127.0.0.1") for service in ("mlflow", "prometheus", "grafana")}
+    assert addresses == {("nginx", "0.0.0.0"), *here}
 
 
 def test_mlflow_is_on_postgresql(host: Host, ui_url: str) -> None:
@@ -43,12 +44,6 @@ def test_a_default_password_is_refused_by_name() -> None:
     result = run_playbook("site.yml", "--extra-vars", "backup_password=changeme")
     assert result.status != 0
     assert "backup_password: it is a well-known default" in result.output
-
-
-def test_grafana_without_an_image_is_refused_unless_it_is_optional() -> None:
-    result = run_playbook("site.yml", "--extra-vars", '{"grafana_optional": false}')
-    assert result.status != 0
-    assert "grafana_image: the image of grafana cannot be built here" in result.output
 
 
 def test_secrets_come_from_ansible_vault(host: Host, tmp_path: Path, settings: dict[str, Any]) -> None:
