@@ -297,8 +297,8 @@ def unfit_logins(values: Mapping[str, Any]) -> list[str]:
     user = str(values.get("grafana_admin_user", "admin"))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]*", user):
         complaints.append(
-            f"grafana_admin_user: {user!r} is refused: give letters, digits, '.', '_', '@' and '-', a letter or a digit "
-            "first."
+            f"grafana_admin_user: {user!r} is refused: give letters, digits, '.', '_', '@' and '-', "
+            "beginning with a letter or a digit."
         )
     return complaints
 
