@@ -23,8 +23,10 @@ LOCAL_ARTIFACTS = "/var/lib/mlflow/artifacts"
 # Their letters alone, so that Password123! is one of them; empty for those without letters.
 DEFAULT_PASSWORDS = frozenset(
     {"", "admin", "changeit", "changeme", "default", "grafana", "mlflow", "mlops", "password", "postgres", "root"}
-    | {"backup", "example", "letmein", "passw", "qwerty", "restic", "secret", "test", "user"}
+    # The last one is that of the Compose system.
+    | {"backup", "example", "letmein", "passw", "qwerty", "restic", "secret", "test", "user", "mlflowpassword"}
 )
+GRAFANA_PASSWORD_LENGTH = 4
 
 # The options of one role, as its meta/argument_specs.yml has them.
 Options = dict[str, Any]
@@ -226,6 +228,34 @@ def default_passwords(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def unfit_logins(values: Mapping[str, Any]) -> list[str]:
+    """Complaints about passwords and names that would not arrive whole, or that Grafana refuses.
+
+    Args:
+        values: values of the settings by name, templates resolved.
+    """
+    complaints = []
+    for name in ("grafana_admin_password", "postgres_password"):
+        password = str(values.get(name) or "")
+        if password != password.strip() or not password.isprintable():
+            complaints.append(
+                f"{name}: it begins or ends with a space, or holds a line break or another control character: "
+                "give one without."
+            )
+    if 0 < len(str(values.get("grafana_admin_password") or "")) < GRAFANA_PASSWORD_LENGTH:
+        complaints.append(
+            f"grafana_admin_password: Grafana refuses a password of fewer than {GRAFANA_PASSWORD_LENGTH} characters: "
+            "give a longer one, or leave it empty, and the host makes one."
+        )
+    user = str(values.get("grafana_admin_user", "admin"))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]*", user):
+        complaints.append(
+            f"grafana_admin_user: {user!r} is refused: give letters, digits, '.', '_', '@' and '-', "
+            "beginning with a letter or a digit."
+        )
+    return complaints
+
+
 def _nearest(name: str, known: Iterable[str]) -> str:
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {matches[0]!r}" if matches else ""
@@ -268,6 +298,7 @@ class ActionModule(ActionBase):
             *missing_groups(tags, task_vars["groups"], arguments["profile_groups"]),
             *unknown_settings(task_vars, specs, arguments["facts"]),
             *default_passwords(values),
+            *unfit_logins(values),
             *wrong_values(values, specs),
             *wrong_store(arguments["store"], task_vars["group_names"]),
             *wrong_model_uri(arguments["model_uri"]),

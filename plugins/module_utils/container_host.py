@@ -333,7 +333,7 @@ class Service:
         return files, fingerprint
 
     def _secret_content(self, secret: Secret) -> str:
-        if secret.content is not None:
+        if secret.content:
             return secret.content
         return self.host.read(f"{SECRETS_DIR}/{secret.name}") or random_source.token_urlsafe(GENERATED_SECRET_BYTES)
 

@@ -142,7 +142,7 @@ class ConfigFile:
 class Secret:
     """A file under ``/etc/mlops/secrets/``, readable in the container at ``target`` and nowhere else.
 
-    ``content`` is None for a secret that the host generates once and keeps.
+    ``content`` is None or empty for a secret that the host generates once and keeps.
     """
 
     name: str

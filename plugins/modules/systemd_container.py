@@ -60,7 +60,7 @@ options:
     suboptions:
       name: {description: File name., type: str, required: true}
       target: {description: Path in the container., type: str, required: true}
-      content: {description: The secret. Without it the host makes one of its own and keeps it., type: str}
+      content: {description: The secret. Without one the host makes one of its own and keeps it., type: str}
   volumes:
     description: Volumes and directories, as C(name:/path) or C(/host/path:/path:ro).
     type: list

@@ -33,7 +33,7 @@ TCP = """\
 
 
 class TestPasswords:
-    @pytest.mark.parametrize("value", ["admin", "Password123!", "change-me", "123456", "postgres"])
+    @pytest.mark.parametrize("value", ["admin", "Password123!", "change-me", "123456", "postgres", "mlflow_password"])
     def test_one_that_everybody_tries_is_refused_by_the_name_of_the_setting_only(self, value: str) -> None:
         (complaint,) = settings.default_passwords({"web_password": value, "web_level": value})
         assert complaint.startswith("web_password: it is a well-known default")
@@ -42,6 +42,33 @@ class TestPasswords:
     @pytest.mark.parametrize("value", ["", "correct horse battery staple", "Xq3-admin-7vT"])
     def test_none_and_a_good_one_are_accepted(self, value: str) -> None:
         assert settings.default_passwords({"web_password": value}) == []
+
+
+class TestLogins:
+    @pytest.mark.parametrize("name", ["grafana_admin_password", "postgres_password"])
+    @pytest.mark.parametrize("value", [" led by a space", "two\nlines", "nul\0nul", "carriage return\r"])
+    def test_a_password_that_would_not_arrive_whole_is_refused_and_not_shown(self, name: str, value: str) -> None:
+        (complaint,) = settings.unfit_logins({name: value})
+        assert complaint.startswith(f"{name}: it begins or ends with a space, or holds a line break")
+        assert value not in complaint
+
+    def test_a_password_that_grafana_refuses_is_refused_by_the_name_of_its_setting(self) -> None:
+        (complaint,) = settings.unfit_logins({"grafana_admin_password": "xyz"})
+        assert complaint.startswith("grafana_admin_password: Grafana refuses a password of fewer than 4 characters")
+        assert "xyz" not in complaint
+
+    @pytest.mark.parametrize("value", ["", "with space, 'quotes', \\ and :", "naïve-☃", "$__file{/x} %(x)s ${HOME}"])
+    def test_a_good_password_is_accepted(self, value: str) -> None:
+        assert settings.unfit_logins({"grafana_admin_password": value, "postgres_password": value}) == []
+
+    @pytest.mark.parametrize("user", ["admin", "grace.hopper@example.org"])
+    def test_a_login_of_plain_characters_is_accepted(self, user: str) -> None:
+        assert settings.unfit_logins({"grafana_admin_user": user}) == []
+
+    @pytest.mark.parametrize("user", ["", "a:b", 'a"b', "a b", "-a"])
+    def test_a_login_that_grafana_could_not_be_told_is_refused(self, user: str) -> None:
+        (complaint,) = settings.unfit_logins({"grafana_admin_user": user})
+        assert complaint.startswith(f"grafana_admin_user: {user!r} is refused")
 
 
 class TestRequest:

@@ -212,14 +212,20 @@ class TestValidation:
 
 
 class TestSecrets:
-    def test_a_secret_without_content_is_made_once_and_kept(self, machine: Machine) -> None:
-        secrets = (Secret("web_key", "/run/secrets/key"),)
+    @pytest.mark.parametrize("content", [None, ""])
+    def test_a_secret_without_content_is_made_once_and_kept(self, machine: Machine, content: str | None) -> None:
+        secrets = (Secret("web_key", "/run/secrets/key", content),)
         service(machine, secrets=secrets).apply()
         made = machine.host.read("/etc/mlops/secrets/web_key")
         assert made is not None
         assert len(made) >= 32
         assert service(machine, secrets=secrets).apply().changes == []
         assert machine.host.read("/etc/mlops/secrets/web_key") == made
+
+    def test_a_secret_that_is_no_longer_given_is_kept(self, machine: Machine) -> None:
+        service(machine, secrets=(Secret("web_key", "/run/secrets/key", "hush"),)).apply()
+        assert service(machine, secrets=(Secret("web_key", "/run/secrets/key", ""),)).apply().changes == []
+        assert machine.host.read("/etc/mlops/secrets/web_key") == "hush"
 
     def test_secrets_lie_in_files_that_only_root_reads(self, machine: Machine) -> None:
         service(machine, secrets=(Secret("web_key", "/run/secrets/key", "hush"),)).apply()

@@ -80,8 +80,16 @@ class TestRefusal:
             ),
             (["--extra-vars", "mlflow_port=22"], "mlflow_port: port 22 of the host is in use by another program"),
             (["--extra-vars", "nginx_api_port=70000"], "nginx_api_port: 70000 is no port"),
+            (
+                ["--extra-vars", '{"postgres_password": "two\\nlines"}'],
+                "postgres_password: it begins or ends with a space, or holds a line break",
+            ),
+            (["--extra-vars", "grafana_admin_password=xyz"], "grafana_admin_password: Grafana refuses a password"),
         ],
-        ids=["tag", "misspelt", "mistyped", "missing CA file", "no disk", "port in use", "no port"],
+        ids=[
+            *("tag", "misspelt", "mistyped", "missing CA file", "no disk", "port in use", "no port"),
+            *("password of two lines", "password that Grafana refuses"),
+        ],
     )
     def test_wrong_input_changes_nothing(
         self, host: Host, failing_site: Site, arguments: list[str], message: str

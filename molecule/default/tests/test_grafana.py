@@ -1,9 +1,10 @@
 """The role grafana: the viewer, which is what a host without an image of Grafana's has, and then Grafana.
 
 No machine that tests this reaches a registry, so a stand-in takes the place of Grafana's image. It has the port, the
-health endpoint and the entry point of upstream's, and a directory for the data that belongs to root, as another image
-might have. What it shows is the work of the role: unit, files, permissions, secrets, confinement. That Grafana itself
-takes the configuration, it cannot show.
+health endpoint and the entry point of upstream's, a directory for the data that belongs to root, as another image might
+have, and an administrator, who is made at the first start, whom /api/user knows and `grafana cli` gives a password. What
+it shows is the work of the role: unit, files, permissions, secrets, confinement. That Grafana itself takes all this, it
+cannot show.
 """
 
 from __future__ import annotations
@@ -15,37 +16,72 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ROOT, PlaybookRun, containers, run_playbook, wait_until
+from conftest import INVENTORY, ROOT, PlaybookRun, container_ids, containers, run_playbook, wait_until
 from testinfra.host import Host
 
 DASHBOARDS = ROOT / "roles" / "grafana" / "files" / "dashboards"
 IMAGE = "mlops-test-grafana:1"
 STAND_IN = """
-import configparser, http.server, os, pathlib, signal, sys
+import base64, configparser, http.server, json, os, pathlib, signal, sys
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 
 ini = configparser.ConfigParser(interpolation=None)
 ini.read("/etc/grafana/grafana.ini")
+secret = {}
 for key in ("admin_password", "secret_key"):
     path = ini["security"][key].removeprefix("$__file{").removesuffix("}")
-    assert len(pathlib.Path(path).read_text()) >= 32, key
-pathlib.Path("/var/lib/grafana/grafana.db").write_text("data")
+    secret[key] = pathlib.Path(path).read_text()
+    assert len(secret[key]) >= 16, key
+database = pathlib.Path("/var/lib/grafana/grafana.db")
+if not database.exists():
+    user = {"login": ini["security"]["admin_user"], "email": "admin@localhost", "password": secret["admin_password"]}
+    database.write_text(json.dumps(user))
 assert os.getuid() == 10001
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self, change=False):
+        if self.path == "/api/health":
+            return 200
+        user = json.loads(database.read_text())
+        kind, _, token = self.headers.get("Authorization", "").partition(" ")
+        name, _, password = base64.b64decode(token).decode().partition(":")
+        if self.path != "/api/user":
+            return 404
+        if name not in (user["login"], user["email"]) or password != user["password"]:
+            return 401
+        if change:
+            user.update(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            database.write_text(json.dumps(user))
+        return 200
+
     def do_GET(self):
-        self.send_response(200 if self.path == "/api/health" else 404)
+        self.send_response(self.answer())
+        self.end_headers()
+
+    def do_PUT(self):
+        self.send_response(self.answer(change=True))
         self.end_headers()
 
 http.server.HTTPServer(("", ini.getint("server", "http_port")), Handler).serve_forever()
+"""
+CLI = """#!/usr/bin/env python3
+import json, pathlib, sys
+
+assert sys.argv[1:] == ["cli", "admin", "reset-admin-password", "--password-from-stdin"]
+database = pathlib.Path("/var/lib/grafana/grafana.db")
+user = json.loads(database.read_text()) | {"password": sys.stdin.readline().rstrip(chr(10))}
+database.write_text(json.dumps(user))
+print("Admin password changed successfully")
 """
 DOCKERFILE = f"""
 ARG BASE
 FROM ${{BASE}}
 USER root
 RUN mkdir --mode=0755 /var/lib/grafana \\
-    && echo {base64.b64encode(STAND_IN.encode()).decode()} | base64 --decode > /stand-in.py
+    && echo {base64.b64encode(STAND_IN.encode()).decode()} | base64 --decode > /stand-in.py \\
+    && echo {base64.b64encode(CLI.encode()).decode()} | base64 --decode > /usr/local/bin/grafana \\
+    && chmod 755 /usr/local/bin/grafana
 USER 472:0
 CMD ["python3", "/stand-in.py"]
 """
@@ -209,6 +245,46 @@ class TestWithTheStandIn:
             "external_enabled = false",
         ):
             assert line in configuration
+
+    def test_its_user_and_password_follow_the_settings_after_the_first_start_too(
+        self, host: Host, provisioned: PlaybookRun, grafana_url: str
+    ) -> None:
+        assert provisioned.status == 0, provisioned.output
+        made = host.check_output("cat /etc/mlops/secrets/grafana_admin_password")
+        chosen = 'Quo\'te \\ "colon": naïve $HOME %s'
+
+        def answer(user: str, password: str) -> int:
+            # By bytes: requests would write a string as Latin-1.
+            login = (user.encode(), password.encode())
+            return requests.get(f"{grafana_url}/api/user", auth=login, timeout=10).status_code
+
+        assert answer("admin", made) == 200
+        for login, values in (
+            (("grace", chosen), {"grafana_admin_user": "grace", "grafana_admin_password": chosen}),
+            # A password that is no longer given is kept.
+            (("admin", chosen), {}),
+            (("admin", made), {"grafana_admin_password": made}),
+        ):
+            extra = json.dumps({"grafana_image": IMAGE, **values})
+            result = run_playbook("site.yml", "--tags", "monitoring", "--diff", "--extra-vars", extra)
+            assert result.status == 0, result.output
+            assert chosen not in result.output
+            assert answer(*login) == 200, values
+        assert answer("admin", chosen) == 401
+        assert chosen not in host.check_output("journalctl --unit mlops-grafana --no-pager")
+
+    @pytest.mark.parametrize(
+        ("password", "reason"), [("xyz", "fewer than 4 characters"), ("admin", "well-known default")]
+    )
+    def test_a_password_that_grafana_refuses_or_everybody_knows_is_refused_before(
+        self, host: Host, password: str, reason: str
+    ) -> None:
+        before = container_ids(host)
+        result = run_playbook("site.yml", "--tags", "monitoring", "--extra-vars", f"grafana_admin_password={password}")
+        assert result.status != 0
+        assert "Nothing was changed. grafana_admin_password: " in result.output
+        assert reason in " ".join(result.output.split())
+        assert container_ids(host) == before
 
     def test_a_second_run_changes_nothing(self, provisioned: PlaybookRun) -> None:
         assert provisioned.status == 0, provisioned.output

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import mlflow
+import pytest
 import requests
 from conftest import ROOT, PlaybookRun, container_ids, healthy_services, run_playbook, wait_until
 from testinfra.host import Host
@@ -44,6 +45,26 @@ def test_restart_is_of_one_service_and_returns_when_it_is_healthy(host: Host) ->
     after = container_ids(host)
     assert {name for name in before if before[name] != after.get(name)} == {"nginx"}
     assert "nginx" in healthy_services(host)
+
+
+@pytest.mark.parametrize(("name", "service"), [("serve", "serving"), ("node-exporter", "node_exporter")])
+def test_the_names_of_the_compose_system_lead_to_ours(host: Host, name: str, service: str) -> None:
+    before = container_ids(host)
+    result = run_playbook("playbooks/restart.yml", "--extra-vars", f"service={name}")
+    assert result.status == 0, result.output
+    after = container_ids(host)
+    assert {one for one in before if before[one] != after.get(one)} == {service}
+    result = run_playbook("playbooks/logs.yml", "--extra-vars", f"service={name} follow=false")
+    assert result.status == 0, result.output
+    shown = subprocess.run([ROOT / ".local" / "logs"], capture_output=True, text=True, check=True).stdout
+    assert f"mlops-{service}" in shown
+
+
+def test_the_logs_of_train_are_those_of_training_runs() -> None:
+    for name in ("train", "training"):
+        result = run_playbook("playbooks/logs.yml", "--extra-vars", f"service={name} follow=false")
+        assert result.status == 0, result.output
+        assert "CONTAINER_NAME=mlops-training" in (ROOT / ".local" / "logs").read_text()
 
 
 def test_a_service_that_is_not_there_is_refused_with_those_that_are() -> None:

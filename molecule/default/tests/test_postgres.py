@@ -6,6 +6,9 @@ import hashlib
 import json
 import math
 import shlex
+import socket
+import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ from typing import Any
 import pytest
 import requests
 from conftest import (
+    ROOT,
     PlaybookRun,
     container_ids,
     containers,
@@ -36,6 +40,7 @@ RUNS = 200
 MODELS = 20
 EXPORTER = "http://postgres_exporter:9187/metrics"
 STORE = "/var/lib/mlops/mlflow-store"
+PASSWORD = "/etc/mlops/secrets/postgres_password"
 SQLITE = "/var/lib/docker/volumes/mlops_mlflow_data/_data/mlflow.db"
 MIGRATE = "playbooks/migrate_to_postgres.yml"
 
@@ -66,6 +71,21 @@ def psql(host: Host, query: str) -> str:
     """What the administrator's query answers."""
     command = f'docker exec mlops-postgres psql --host=/tmp --username=postgres --no-align --tuples-only -c "{query}"'
     return host.check_output(f"{command} mlflow")
+
+
+def in_a_container(host: Host, password: str, port: int) -> str:
+    """The command that logs in with a password, through the port of the host."""
+    image = containers(host)["postgres"]["Image"]
+    query = "SELECT current_user || ' ' || current_database()"
+    return (
+        f"docker run --rm --network=host --env=PGPASSWORD={shlex.quote(password)} {image} psql --host=127.0.0.1 "
+        f'--port={port} --username=mlflow --no-align --tuples-only -c "{query}" mlflow'
+    )
+
+
+def login(host: Host, password: str, port: int) -> str:
+    """Who one is with this password, and in which database."""
+    return host.check_output(in_a_container(host, password, port)).strip()
 
 
 def fill(client: MlflowClient, directory: Path) -> None:
@@ -220,13 +240,8 @@ class TestMigration:
 
 
 class TestDatabase:
-    def test_only_clients_of_the_database_reach_it(self, host: Host) -> None:
-        document = containers(host)["postgres"]
-        assert set(document["NetworkSettings"]["Networks"]) == {"mlops-data"}
-        assert not document["HostConfig"]["PortBindings"]
-
     def test_a_password_is_needed_and_in_no_place_to_read(self, host: Host) -> None:
-        password = host.file("/etc/mlops/secrets/postgres_password").content_string.strip()
+        password = host.file(PASSWORD).content_string.strip()
         assert len(password) >= 32
         for service in ("postgres", "mlflow"):
             pid = containers(host)[service]["State"]["Pid"]
@@ -267,14 +282,53 @@ class TestDatabase:
         assert 'unrecognized configuration parameter "max_wal_sise"' in result.output.replace('\\"', '"')
         assert container_ids(host) == before
 
-    def test_its_port_is_published_when_asked_and_on_loopback_only(self, host: Host, playbooks: Playbooks) -> None:
-        playbooks.ok("site.yml", "--tags", "postgres", "--extra-vars", "postgres_port=15432")
-        listening = host.check_output("ss --listening --tcp --numeric --no-header 'sport = :15432'").split()
-        assert "127.0.0.1:15432" in listening
-        image = containers(host)["postgres"]["Image"]
-        host.check_output(f"docker run --rm --network=host {image} pg_isready --host=127.0.0.1 --port=15432")
-        # Back to the inventory; both changes restarted it.
-        playbooks.ok("site.yml", "--tags", "postgres")
+    def test_pg_isready_answers_in_the_container(self, host: Host) -> None:
+        assert "accepting connections" in host.check_output("docker exec mlops-postgres pg_isready -U mlflow")
+
+    def test_its_logs_lead_from_the_name_it_had(self, playbooks: Playbooks) -> None:
+        playbooks.ok("playbooks/logs.yml", "--extra-vars", "service=postgres follow=false")
+        shown = subprocess.run([ROOT / ".local" / "logs"], capture_output=True, text=True, check=True).stdout
+        assert "database system is ready to accept connections" in shown
+
+    def test_it_answers_on_localhost_as_the_inventory_says(self, host: Host, settings: dict[str, Any]) -> None:
+        port = settings["local_host_postgres_port"]
+        # A request for TLS, which PostgreSQL declines in one letter.
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            client.sendall(struct.pack("!ii", 8, 80877103))
+            assert client.recv(1) == b"N"
+        assert login(host, host.file(PASSWORD).content_string, port) == "mlflow mlflow"
+        refused = host.run(in_a_container(host, "a guess", port))
+        assert "password authentication failed" in refused.stderr
+
+    def test_without_a_port_only_its_clients_reach_it(self, host: Host, playbooks: Playbooks) -> None:
+        try:
+            playbooks.ok("site.yml", "--tags", "postgres", "--extra-vars", "postgres_port=0")
+            document = containers(host)["postgres"]
+            assert set(document["NetworkSettings"]["Networks"]) == {"mlops-data"}
+            assert not document["HostConfig"]["PortBindings"]
+        finally:
+            playbooks.ok("site.yml", "--tags", "postgres")
+
+    def test_a_changed_password_holds_from_the_next_run_on_and_stays(
+        self, host: Host, playbooks: Playbooks, settings: dict[str, Any], mlflow_url: str
+    ) -> None:
+        port, made = settings["local_host_postgres_port"], host.file(PASSWORD).content_string
+        chosen = "a:b\\c'd %s/@e $HOME ï"
+        extra = json.dumps({"postgres_password": chosen})
+        try:
+            changed = playbooks.ok("site.yml", "--tags", "postgres", "--diff", "--extra-vars", extra)
+            assert chosen not in changed.output
+            assert login(host, chosen, port) == "mlflow mlflow"
+            refused = host.run(in_a_container(host, made, port))
+            assert "password authentication failed" in refused.stderr
+            MlflowClient(mlflow_url).create_experiment(f"password-{time.time():.0f}")
+            # Not given any more, it is kept.
+            before = container_ids(host)
+            assert playbooks.ok("site.yml", "--tags", "postgres").changed == 0
+            assert container_ids(host) == before
+        finally:
+            extra = json.dumps({"postgres_password": made})
+            playbooks.ok("site.yml", "--tags", "postgres", "--extra-vars", extra)
 
     def test_it_stops_cleanly(self, host: Host) -> None:
         log = host.check_output("journalctl --unit=mlops-postgres --output=cat --lines=60 --no-pager")

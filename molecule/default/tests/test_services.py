@@ -101,6 +101,11 @@ class TestEndpoints:
         for url in (ui_url, api_url, mlflow_url):
             assert requests.get(f"{url}/health", timeout=10).status_code == 200, url
 
+    def test_every_service_has_a_health_check(self, host: Host) -> None:
+        for service, document in containers(host).items():
+            assert document["Config"]["Healthcheck"]["Test"][0] == "CMD-SHELL", service
+            assert document["State"]["Health"]["Status"] == "healthy", service
+
     def test_metrics_are_not_for_the_outside(self, ui_url: str, api_url: str) -> None:
         for url in (ui_url, api_url):
             assert requests.get(f"{url}/metrics", timeout=10).status_code == 404, url
@@ -110,6 +115,12 @@ class TestEndpoints:
             headers = requests.get(url, timeout=10).headers
             assert headers["X-Content-Type-Options"] == "nosniff", url
             assert headers["Server"] == "nginx", "the version is nobody's business"
+        for url in (f"{ui_url}/", f"{ui_url}/health", f"{api_url}/health"):
+            headers = requests.get(url, timeout=10).headers
+            assert headers["X-Frame-Options"] == "SAMEORIGIN", url
+            assert headers["X-XSS-Protection"] == "0", url
+            assert headers["Referrer-Policy"] == "strict-origin-when-cross-origin", url
+            assert headers["Permissions-Policy"], url
 
     def test_a_body_that_is_too_large_is_refused_in_json(self, api_url: str) -> None:
         answer = requests.post(f"{api_url}/invocations", data=b"0" * 10_500_000, timeout=10)
