@@ -2,9 +2,9 @@
 
 No machine that tests this reaches a registry, so a stand-in takes the place of Grafana's image. It has the port, the
 health endpoint and the entry point of upstream's, a directory for the data that belongs to root, as another image might
-have, and an administrator, who is made at the first start, whom /api/user knows and `grafana cli` gives a password. What
-it shows is the work of the role: unit, files, permissions, secrets, confinement. That Grafana itself takes all this, it
-cannot show.
+have, and an administrator, who is made at the first start, whom /api/user knows and `grafana cli` gives a password.
+What it shows is the work of the role: unit, files, permissions, secrets, confinement. That Grafana itself takes all
+this, it cannot show.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import INVENTORY, ROOT, PlaybookRun, container_ids, containers, run_playbook, wait_until
+from conftest import ROOT, PlaybookRun, container_ids, containers, run_playbook, wait_until
 from testinfra.host import Host
 
 DASHBOARDS = ROOT / "roles" / "grafana" / "files" / "dashboards"
