@@ -74,7 +74,8 @@ def _answer(name: str) -> FlaskResponse:
     file = _read(name)
     response = FlaskResponse(file.body, mimetype=file.media_type, headers=_HEADERS)
     # While replicas change one after the other, a page of the one may come to the other for its files.
-    response.headers["Cache-Control"] = _A_YEAR if request.query_string.decode() == file.digest else "no-cache"
+    is_this = request.query_string == file.digest.encode()
+    response.headers["Cache-Control"] = _A_YEAR if is_this else "no-cache"
     response.set_etag(file.digest)
     response.make_conditional(request)
     return response

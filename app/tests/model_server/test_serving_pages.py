@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -102,6 +103,13 @@ def test_browsers_keep_the_files_and_ask_whether_the_pages_changed(server: Serve
             assert "immutable" in file.headers["Cache-Control"]
             other = server.request(f"/{link.decode()}0")
             assert other.headers["Cache-Control"] == "no-cache", "not the file that was asked for"
+
+
+def test_a_query_of_any_bytes_is_no_matter(server: Server) -> None:
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.sendall(b"GET /static/ask.js?\xff HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+    assert connection.recv(100).startswith((b"HTTP/1.1 200", b"HTTP/1.1 400"))
+    connection.close()
 
 
 @pytest.mark.parametrize(
