@@ -46,7 +46,7 @@ class Panel:
 class Page:
     """A dashboard after its last panel is drawn.
 
-    `elsewhere` are origins other than the page's own that it asked, `messages` what the browser's console has.
+    `elsewhere` are origins other than the page's own that it asked, `messages` the errors of the browser's console.
     """
 
     panels: list[Panel]
@@ -63,7 +63,8 @@ def chromium() -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
     # Tests run as root, and in containers with little shared memory.
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
+    arguments = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking")
+    for argument in (*arguments, "--window-size=1280,900"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
@@ -94,5 +95,5 @@ def drawn(driver: webdriver.Chrome) -> Page:
             break
         assert time.monotonic() < deadline, f"not drawn: {panels}"
         time.sleep(0.1)
-    messages = [entry["message"] for entry in driver.get_log("browser")]
+    messages = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
     return Page(panels, found["elsewhere"], messages, found["width"], found["background"], found["first"])

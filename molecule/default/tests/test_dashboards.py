@@ -144,17 +144,23 @@ def test_the_viewer_draws_every_panel(
 ) -> None:
     document = json.loads(file.read_text())
     sourceless = {target.panel for target in targets(file) if any(prefix in target.expression for prefix in absent)}
-    page = opened(driver, f"{grafana_url}/d/{document['uid']}", SIZES[size], scheme)
-    assert {panel.title for panel in page.panels} == {
-        panel["title"] for panel in document["panels"] if panel["type"] != "row"
-    }
-    undrawn = [panel for panel in page.panels if panel.state != "data" or not panel.marks]
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        page = opened(driver, f"{grafana_url}/d/{document['uid']}", SIZES[size], scheme)
+        undrawn = [panel for panel in page.panels if panel.state != "data" or not panel.marks]
+        # The points of six hours are minutes apart: what began just now shows at the next.
+        if {panel.title for panel in undrawn} <= sourceless or time.monotonic() > deadline:
+            break
+        time.sleep(3)
     assert [panel for panel in undrawn if panel.title not in sourceless] == []
     assert {panel.state for panel in undrawn} <= {"empty"}, "what has no source says so"
+    assert [panel.title for panel in page.panels] == [
+        panel["title"] for panel in document["panels"] if panel["type"] != "row"
+    ]
     assert page.width <= SIZES[size][0], "nothing is wider than the page"
     assert page.elsewhere == [], "no request leaves the host"
     assert page.messages == [], "no error, and nothing that the policy refused"
     assert page.first_picture_ms is not None
     print(f"{file.stem}, {size}, {scheme}: first picture after {page.first_picture_ms:.0f} ms")
     # 1 s on an idle machine; a test must also pass on a busy one.
-    assert page.first_picture_ms < 5000
+    assert page.first_picture_ms < 10_000
