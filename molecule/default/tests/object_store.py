@@ -127,9 +127,7 @@ class Store(BaseHTTPRequestHandler):
             )
             body = f"<EnumerationResults><Blobs>{entries}</Blobs><NextMarker/></EnumerationResults>"
         else:
-            entries = "".join(
-                f"<Contents><Key>{escape(key)}</Key><Size>{found[key]}</Size></Contents>" for key in keys
-            )
+            entries = "".join(f"<Contents><Key>{escape(key)}</Key><Size>{found[key]}</Size></Contents>" for key in keys)
             body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>"
         self.answer(200, body.encode(), Content_Type="application/xml")
 
