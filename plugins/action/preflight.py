@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import configparser
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from ansible.errors import AnsibleActionFail, AnsibleUndefinedVariable
@@ -19,7 +21,17 @@ from ansible.plugins.action import ActionBase
 ANSIBLE_TAGS = frozenset({"all", "always", "never", "tagged", "untagged"})
 APPLIANCE_GROUP = "mlops"
 EMBEDDED_STORES = frozenset({"sqlite", "postgres"})
+DATABASES = frozenset({"postgresql", "postgresql+psycopg2", "mysql+pymysql"})
 LOCAL_ARTIFACTS = "/var/lib/mlflow/artifacts"
+# What MLflow's image has clients for, and how to write it.
+OBJECT_STORES = {
+    "s3": "s3://bucket/path",
+    "gs": "gs://bucket/path",
+    "wasbs": "wasbs://container@account.blob.core.windows.net/path",
+}
+# MLflow itself accepts no others.
+AZURE_CONTAINER = re.compile(r"[^@]+@[^.]+\.blob\.core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)")
+ANY_BUCKET = re.compile(r".+")
 # Their letters alone, so that Password123! is one of them; empty for those without letters.
 DEFAULT_PASSWORDS = frozenset(
     {"", "admin", "changeit", "changeme", "default", "grafana", "mlflow", "mlops", "password", "postgres", "root"}
@@ -149,7 +161,7 @@ def _missing_files(name: str, value: Any) -> list[str]:
 
 
 def wrong_store(store: Mapping[str, str], groups: Iterable[str]) -> list[str]:
-    """Complaints about a database or an object store that MLflow cannot use.
+    """Complaints about a database that MLflow cannot use.
 
     Args:
         store: the argument ``store`` of the task.
@@ -158,11 +170,17 @@ def wrong_store(store: Mapping[str, str], groups: Iterable[str]) -> list[str]:
     complaints = []
     uri = urlsplit(store["wanted"])
     if uri.scheme or store["wanted"] not in EMBEDDED_STORES:
-        if uri.scheme not in {"postgresql", "postgresql+psycopg2"}:
+        if uri.scheme in {"mysql", "mariadb"}:
             complaints.append(
-                "mlflow_backend_store_uri: give the URI of a PostgreSQL, postgresql://user@host/database."
+                f"mlflow_backend_store_uri: {uri.scheme}:// names no driver: write "
+                "mysql+pymysql://user@host/database, for MySQL and MariaDB."
             )
-        if uri.password is not None:
+        elif uri.scheme not in DATABASES:
+            complaints.append(
+                "mlflow_backend_store_uri: give the URI of a PostgreSQL, postgresql://user@host/database, "
+                "or of a MySQL or MariaDB, mysql+pymysql://user@host/database."
+            )
+        if uri.password is not None or {"password", "passwd"} & parse_qs(uri.query).keys():
             complaints.append(
                 "mlflow_backend_store_uri: it holds a password, which command lines would show: "
                 "move the password to mlflow_backend_store_password."
@@ -172,13 +190,59 @@ def wrong_store(store: Mapping[str, str], groups: Iterable[str]) -> list[str]:
                 "mlflow_backend_store_uri: this host is in group 'postgres' and would have two databases: "
                 "take it out of the group, or remove the setting."
             )
-    artifacts = store["artifacts"]
-    if artifacts != LOCAL_ARTIFACTS and not urlsplit(artifacts).scheme:
-        complaints.append(
-            f"mlflow_artifacts_destination: {artifacts!r} is no place that outlives the container: "
-            f"give the URI of an object store, such as s3://bucket/path, or {LOCAL_ARTIFACTS}, MLflow's volume."
-        )
     return complaints
+
+
+def wrong_artifacts(destination: str, credentials: str, own_image: bool) -> list[str]:
+    """Complaints about a place for artifacts that MLflow cannot use, and about credentials of another kind of place.
+
+    Args:
+        destination: the setting ``mlflow_artifacts_destination``.
+        credentials: the setting ``mlflow_artifacts_credentials``.
+        own_image: whether MLflow's image is not the appliance's, and may have other clients.
+    """
+    if destination == LOCAL_ARTIFACTS:
+        return []
+    uri = urlsplit(destination)
+    setting = f"mlflow_artifacts_destination: {destination!r}"
+    places = f"give {', '.join(OBJECT_STORES.values())}, or {LOCAL_ARTIFACTS}, MLflow's volume"
+    if not uri.scheme:
+        return [f"{setting} is no place that outlives the container: {places}."]
+    if uri.scheme not in OBJECT_STORES:
+        way_out = f"{places}, or name an image of your own that has its client in mlflow_image"
+        return [] if own_image else [f"{setting}: MLflow's image has no client for {uri.scheme}://: {way_out}."]
+    if not (AZURE_CONTAINER if uri.scheme == "wasbs" else ANY_BUCKET).fullmatch(uri.netloc):
+        return [f"{setting} is not of the form {OBJECT_STORES[uri.scheme]}."]
+    return _wrong_credentials(uri.scheme, credentials)
+
+
+def _wrong_credentials(scheme: str, credentials: str) -> list[str]:
+    if scheme == "wasbs":
+        right = re.search(r"(?i)\b(accountkey|sharedaccesssignature)=", credentials) is not None
+        wanted = "the connection string of the storage account, with AccountName=…;AccountKey=…"
+    elif scheme == "gs":
+        right = not credentials or _is_google_key(credentials)
+        wanted = "the text of a service account's JSON key"
+    else:
+        right = not credentials or _is_aws_configuration(credentials)
+        wanted = "the text of an AWS configuration file, with [default] and aws_access_key_id"
+    return [] if right else [f"mlflow_artifacts_credentials: for {scheme}:// give {wanted}."]
+
+
+def _is_google_key(text: str) -> bool:
+    try:
+        return "type" in json.loads(text)
+    except (ValueError, TypeError):
+        return False
+
+
+def _is_aws_configuration(text: str) -> bool:
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read_string(text)
+    except configparser.Error:
+        return False
+    return bool(parser.sections())
 
 
 def wrong_model_uri(text: str) -> list[str]:
@@ -271,8 +335,7 @@ class ActionModule(ActionBase):
         ports: published ports, as ``{service: {setting: port}}``.
         facts: names of variables that the appliance sets itself.
         disk_free_mb: free space, in MB, that the host must have; by path.
-        store: ``wanted``, where MLflow's data are to be; ``change``, what to do when they are elsewhere now;
-            ``artifacts``, where its files are to be.
+        store: ``wanted``, where MLflow's data are to be; ``change``, what to do when they are elsewhere now.
         model_uri: what the model server is to serve.
         packages: Debian packages that the host is to have.
         files: files of the host to tell the content of.
@@ -301,6 +364,11 @@ class ActionModule(ActionBase):
             *unfit_logins(values),
             *wrong_values(values, specs),
             *wrong_store(arguments["store"], task_vars["group_names"]),
+            *wrong_artifacts(
+                str(values["mlflow_artifacts_destination"]),
+                str(values["mlflow_artifacts_credentials"]),
+                own_image=bool(values.get("mlflow_image")),
+            ),
             *wrong_model_uri(arguments["model_uri"]),
         ]
         _refuse(complaints)

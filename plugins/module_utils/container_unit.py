@@ -271,7 +271,10 @@ def validate(spec: ContainerSpec) -> None:
             all(0 < number < 65536 for number in numbers), "publish", port, "write it as address:port:container_port"
         )
     for volume in spec.volumes:
-        _require(1 <= volume.count(":") <= 2, "volumes", volume, "write it as name:/path or name:/path:ro")
+        named = 1 <= volume.count(":") <= 2
+        anonymous = volume.startswith("/") and ":" not in volume
+        way_out = "write it as name:/path or name:/path:ro, or as /path when it may go with its container"
+        _require(named or anonymous, "volumes", volume, way_out)
     names = [(file.name, file.target) for file in spec.files] + [(item.name, item.target) for item in spec.secrets]
     for name, target in names:
         _require(_FILE_NAME.fullmatch(name), "file name", name, "use letters, digits, dot, dash, underscore")
@@ -369,7 +372,8 @@ def render_unit(spec: ContainerSpec, fingerprint: str) -> str:
         return " ".join(systemd_quote(argument) for argument in arguments)
 
     uid, gid = spec.user.split(":")
-    remove_stale = f"timeout {REMOVE_TIMEOUT} docker rm --force {spec.container} >/dev/null 2>&1"
+    # Named volumes stay: those without a name go with their container.
+    remove_stale = f"timeout {REMOVE_TIMEOUT} docker rm --force --volumes {spec.container} >/dev/null 2>&1"
     # What this cannot remove, `docker create` refuses by name.
     start = ["ExecStartPre=-" + command("/bin/sh", "-c", remove_stale)]
     start += [

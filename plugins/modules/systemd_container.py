@@ -62,7 +62,9 @@ options:
       target: {description: Path in the container., type: str, required: true}
       content: {description: The secret. Without one the host makes one of its own and keeps it., type: str}
   volumes:
-    description: Volumes and directories, as C(name:/path) or C(/host/path:/path:ro).
+    description:
+      - Volumes and directories, as C(name:/path) or C(/host/path:/path:ro).
+      - C(/path) alone is a volume without a name, on disk, which is new at each start and goes with its container.
     type: list
     elements: str
     default: []

@@ -76,7 +76,16 @@ def test_started_means_healthy() -> None:
 
 def test_a_stale_container_is_removed_in_bounded_time_before_the_new_one_is_made() -> None:
     first, *_ = directives(render_unit(spec(), "f"), "ExecStartPre")
-    assert shlex.split(first) == ["-/bin/sh", "-c", "timeout 30 docker rm --force mlops-web >/dev/null 2>&1"]
+    assert shlex.split(first) == ["-/bin/sh", "-c", "timeout 30 docker rm --force --volumes mlops-web >/dev/null 2>&1"]
+
+
+def test_a_volume_without_a_name_is_made_with_the_container_and_goes_with_it() -> None:
+    scratch = spec(volumes=("data:/data", "/var/tmp"))
+    validate(scratch)
+    text = render_unit(scratch, "f")
+    assert {"--volume=data:/data", "--volume=/var/tmp"} <= set(create_options(text))
+    (removal,) = directives(text, "ExecStopPost")
+    assert "docker rm --force --volumes mlops-web" in removal
 
 
 def test_further_networks_are_joined_under_the_same_name() -> None:
@@ -133,6 +142,8 @@ def test_arguments_reach_the_program_to_the_letter(argument: str, written: str) 
         ({"publish": ("80",)}, "publish"),
         ({"publish": ("127.0.0.1:99999:80",)}, "publish"),
         ({"volumes": ("data",)}, "volumes"),
+        ({"volumes": ("data:/a:ro:/b",)}, "volumes"),
+        ({"volumes": ("",)}, "volumes"),
         ({"networks": ()}, "networks"),
         ({"tmpfs": {"tmp": "1m"}}, "tmpfs"),
         ({"tmpfs": {"/tmp": "big"}}, "tmpfs[/tmp]"),

@@ -217,20 +217,45 @@ class TestStore:
         assert preflight.present_store("postgres", None, tmp_path) == "postgres"
         assert preflight.present_store("postgresql://u@a/m", None, None) == "postgresql://u@a/m"
 
-    def test_an_external_database_is_a_postgresql_without_a_password_in_its_uri(self) -> None:
-        store = {"wanted": "postgresql://u@db.example.org/m?sslmode=require", "artifacts": settings.LOCAL_ARTIFACTS}
-        assert settings.wrong_store(store, ["mlops"]) == []
-        (complaint,) = settings.wrong_store({**store, "wanted": "postgresql://u:hidden@db.example.org/m"}, ["mlops"])
-        assert "mlflow_backend_store_password" in complaint
-        assert "hidden" not in complaint
-        (complaint,) = settings.wrong_store({**store, "wanted": "mysql://u@db.example.org/m"}, ["mlops"])
-        assert "give the URI of a PostgreSQL" in complaint
-        (complaint,) = settings.wrong_store(store, ["mlops", "postgres"])
+    @pytest.mark.parametrize(
+        "uri",
+        [
+            "postgresql://u@db.example.org/m?sslmode=require",
+            "mysql+pymysql://u@db.example.org/m?ssl_ca=/etc/ssl/certs/ca-certificates.crt",
+        ],
+    )
+    def test_an_external_database_is_one_that_mlflow_has_a_driver_for(self, uri: str) -> None:
+        assert settings.wrong_store({"wanted": uri}, ["mlops"]) == []
+        (complaint,) = settings.wrong_store({"wanted": uri}, ["mlops", "postgres"])
         assert "two databases" in complaint
+
+    @pytest.mark.parametrize(
+        "uri",
+        [
+            "postgresql://u:hidden@db.example.org/m",
+            "postgresql://u@db.example.org/m?password=hidden",
+            "mysql+pymysql://u:hidden@db.example.org/m",
+        ],
+    )
+    def test_a_password_in_the_uri_is_refused_and_not_shown(self, uri: str) -> None:
+        (complaint,) = settings.wrong_store({"wanted": uri}, ["mlops"])
+        assert "move the password to mlflow_backend_store_password" in complaint
+        assert "hidden" not in complaint
+
+    @pytest.mark.parametrize("scheme", ["mysql", "mariadb"])
+    def test_a_mysql_without_its_driver_is_refused_with_how_to_write_it(self, scheme: str) -> None:
+        (complaint,) = settings.wrong_store({"wanted": f"{scheme}://u@db.example.org/m"}, ["mlops"])
+        assert complaint.startswith(f"mlflow_backend_store_uri: {scheme}:// names no driver: write mysql+pymysql://")
+
+    @pytest.mark.parametrize("uri", ["mssql://u@db.example.org/m", "mysql+mysqldb://u@db.example.org/m", "database"])
+    def test_other_databases_are_refused_with_those_that_work(self, uri: str) -> None:
+        (complaint,) = settings.wrong_store({"wanted": uri}, ["mlops"])
+        assert complaint.startswith("mlflow_backend_store_uri: give the URI of a PostgreSQL")
+        assert "mysql+pymysql://" in complaint
 
     @pytest.mark.parametrize("store", ["sqlite", "postgres"])
     def test_the_appliances_own_databases_are_right(self, store: str) -> None:
-        assert settings.wrong_store({"wanted": store, "artifacts": "s3://bucket/path"}, ["mlops", "postgres"]) == []
+        assert settings.wrong_store({"wanted": store}, ["mlops", "postgres"]) == []
 
     @pytest.mark.parametrize("uri", ["models:/wine@champion", "models:/wine/3", "models:/wine/latest"])
     def test_a_model_is_asked_for_as_mlflow_writes_it(self, uri: str) -> None:
@@ -246,8 +271,57 @@ class TestStore:
         assert complaint.startswith("serving_model_uri: 'Production' is no version, and MLflow has no stages any more")
 
     def test_artifacts_are_kept_where_they_outlive_the_container(self) -> None:
-        (complaint,) = settings.wrong_store({"wanted": "sqlite", "artifacts": "/srv/artifacts"}, ["mlops"])
+        (complaint,) = settings.wrong_artifacts("/srv/artifacts", "", own_image=True)
         assert "mlflow_artifacts_destination: '/srv/artifacts' is no place that outlives the container" in complaint
+
+    @pytest.mark.parametrize(
+        ("destination", "credentials"),
+        [
+            (settings.LOCAL_ARTIFACTS, ""),
+            ("s3://bucket", ""),
+            ("s3://bucket/path", "[default]\naws_access_key_id = key%\n"),
+            ("gs://bucket/path", ""),
+            ("gs://bucket/path", '{"type": "service_account"}'),
+            ("wasbs://c@account.blob.core.windows.net/path", "AccountName=account;AccountKey=a2V5"),
+            ("wasbs://c@account.blob.core.windows.net", "BlobEndpoint=http://a;SharedAccessSignature=sig"),
+        ],
+    )
+    def test_artifacts_are_kept_in_the_object_stores_that_mlflow_has_a_client_for(
+        self, destination: str, credentials: str
+    ) -> None:
+        assert settings.wrong_artifacts(destination, credentials, own_image=False) == []
+
+    @pytest.mark.parametrize("destination", ["hdfs://host/path", "abfss://c@a.dfs.core.windows.net/p", "file:///srv"])
+    def test_another_object_store_needs_an_image_of_ones_own(self, destination: str) -> None:
+        (complaint,) = settings.wrong_artifacts(destination, "", own_image=False)
+        assert complaint.startswith(f"mlflow_artifacts_destination: {destination!r}: MLflow's image has no client for ")
+        for scheme in ("s3://", "gs://", "wasbs://"):
+            assert scheme in complaint
+        assert settings.wrong_artifacts(destination, "", own_image=True) == []
+
+    @pytest.mark.parametrize("destination", ["s3:/bucket", "gs:///path", "wasbs://container/path"])
+    def test_an_object_store_without_its_bucket_is_refused_with_how_to_write_it(self, destination: str) -> None:
+        (complaint,) = settings.wrong_artifacts(destination, "", own_image=False)
+        assert complaint.startswith(f"mlflow_artifacts_destination: {destination!r} is not of the form ")
+
+    @pytest.mark.parametrize(
+        ("destination", "credentials"),
+        [
+            ("s3://bucket/path", '{"type": "hidden"}'),
+            ("s3://bucket/path", "AccountName=account;AccountKey=hidden"),
+            ("gs://bucket/path", "[default]\naws_access_key_id = hidden\n"),
+            ("gs://bucket/path", "/path/to/hidden.json"),
+            ("gs://bucket/path", "5"),
+            ("wasbs://c@account.blob.core.windows.net/path", ""),
+            ("wasbs://c@account.blob.core.windows.net/path", '{"type": "hidden"}'),
+        ],
+    )
+    def test_credentials_of_another_object_store_are_refused_and_not_shown(
+        self, destination: str, credentials: str
+    ) -> None:
+        (complaint,) = settings.wrong_artifacts(destination, credentials, own_image=False)
+        assert complaint.startswith(f"mlflow_artifacts_credentials: for {destination.partition('/')[0]}// give the ")
+        assert "hidden" not in complaint
 
 
 class TestRoles:
