@@ -26,7 +26,9 @@ PASSWORD = '  \'in:side\\d %s/@e"#; $x`=[z]" '
 MARIADB = """\
 FROM {base}
 USER root
-RUN apt-get update --quiet=2 && apt-get install --yes --quiet=2 --no-install-recommends mariadb-server-core
+# mariadb-install-db needs a program of the client's package.
+RUN apt-get update --quiet=2 \\
+    && apt-get install --yes --quiet=2 --no-install-recommends mariadb-server-core mariadb-client-core
 USER 10001:10001
 """
 START_MARIADB = """\
