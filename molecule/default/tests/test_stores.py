@@ -67,7 +67,8 @@ def outside(host: Host) -> Iterator[dict[str, dict[str, object]]]:
     dockerfile = shlex.quote(MARIADB.format(base=base))
     host.check_output(f"printf %s {dockerfile} | docker build --quiet --tag mlops-test-mariadb - >/dev/null")
     quoted = PASSWORD.replace("\\", "\\\\").replace("'", "''")
-    user = f"CREATE DATABASE mlflow; CREATE USER mlflow IDENTIFIED BY '{quoted}'; GRANT ALL ON mlflow.* TO mlflow;\n"
+    # A statement a line is what it reads.
+    user = f"CREATE DATABASE mlflow;\nCREATE USER mlflow IDENTIFIED BY '{quoted}';\nGRANT ALL ON mlflow.* TO mlflow;\n"
     write(host, "mariadb.sql", user.encode())
     host.check_output(
         f"openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out {PLACE}/key && chown 10001 {PLACE}/key"
