@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def run(directory: Path, *arguments: str) -> str:
     playbook.write_text(PLAYBOOK)
     environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
     result = subprocess.run(
-        ["ansible-playbook", "--inventory=localhost,", str(playbook), *arguments],
+        [str(Path(sys.executable).with_name("ansible-playbook")), "--inventory=localhost,", str(playbook), *arguments],
         env=environment,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,

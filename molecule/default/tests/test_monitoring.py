@@ -130,7 +130,7 @@ class TestNodeExporter:
 class TestConfiguration:
     def test_a_change_restarts_prometheus_alone(self, host: Host, site: Site) -> None:
         before = container_ids(host)
-        assert site("--tags", "monitoring", "--extra-vars", "prometheus_scrape_interval=6s").changed == 1
+        assert site("--tags", "monitoring", "--extra-vars", "prometheus_retention_time=20d").changed == 1
         after = container_ids(host)
         assert {service for service in after if after[service] != before[service]} == {"prometheus"}
         assert site("--tags", "monitoring").changed == 1, "back to the inventory's value"
