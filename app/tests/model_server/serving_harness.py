@@ -116,7 +116,7 @@ class Server:
             connection.close()
         return predictions
 
-    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, f"the server ended:\n{self.log.read_text()}"

@@ -21,8 +21,6 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from serving_harness import Server, Servers, store_model
 from serving_models import PERSON
 
-pytestmark = pytest.mark.timing
-
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 EXAMPLE = {"input_example": (["a query"], {"top_k": 2})}
 TABLE: dict[str, Any] = {
@@ -154,7 +152,7 @@ class Browser:
         def look(driver: webdriver.Chrome) -> WebElement | None:
             return next((one for one in driver.find_elements(By.CSS_SELECTOR, selector) if one.is_displayed()), None)
 
-        return WebDriverWait(self.driver, 30).until(look)
+        return WebDriverWait(self.driver, 120).until(look)
 
     def text(self, selector: str) -> str:
         return self.shown(selector).text

@@ -67,7 +67,7 @@ class TestTrainedModel:
 
     def test_it_is_asked_in_a_browser_which_asks_no_other_host(self, api_url: str, chromium: webdriver.Chrome) -> None:
         def shown(selector: str) -> str:
-            return str(WebDriverWait(chromium, 30).until(visible((By.CSS_SELECTOR, selector))).text)
+            return str(WebDriverWait(chromium, 120).until(visible((By.CSS_SELECTOR, selector))).text)
 
         chromium.get(f"{api_url}/")
         assert shown("h1") == MODEL
