@@ -6,6 +6,11 @@ ARGS =
 PYTHON = python3
 # make down-volumes CONFIRM=yes, make restore CONFIRM=yes
 CONFIRM =
+# make token NAME=shop, make rotate NAME=postgres_password, make revoke NAME=shop DIGEST=3fa9,
+# make promote NAME=code-search VERSION=3, make wheels NAME=wine VERSION=3
+NAME =
+DIGEST =
+VERSION =
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Ansible insists on UTF-8, and starts a second later where Python may not keep what it compiled.
@@ -23,8 +28,9 @@ PIP_COMPILE = UV_NO_CONFIG=1 uv pip compile --quiet --upgrade --universal --pyth
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
 .PHONY: help demo demo-down site dev postgres serve train monitoring full dev-postgres dev-full down down-volumes \
-	status logs shell-train backup restore docker-build test-docker dashboards test lint unit molecule \
-	bench-provision bench-serving bench-appliance setup setup-dev lock clean
+	status components logs shell-train promote wheels token tokens revoke rotate backup restore docker-build test-docker \
+	dashboards test lint unit molecule bench-provision bench-serving bench-hostile bench-appliance setup setup-dev \
+	lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z %-]*:.*## / { sub(/%/, "SERVICE", $$1); n = split($$1, names, " "); \
@@ -62,6 +68,9 @@ down-volumes: setup  ## Stop everything and delete all data but backups; asks, o
 status: setup  ## Show every unit and the served model; fail when something that should be up is not
 	$(PLAYBOOK) playbooks/status.yml
 
+components: setup  ## Show what the images are made of and which holes are known, now, and fetch the lists
+	$(PLAYBOOK) playbooks/components.yml
+
 # The playbook writes the script, which has the terminal that Ansible cannot give.
 logs: setup  ## Follow the journal; without following: ARGS='-e follow=false -e lines=500'
 	$(PLAYBOOK) playbooks/logs.yml
@@ -77,6 +86,24 @@ restart-%: setup  ## Restart one service and wait until it is healthy: restart-m
 shell-train: setup  ## Open a shell in the training container
 	$(PLAYBOOK) playbooks/shell_train.yml --tags train
 	@.local/shell-train
+
+promote: setup  ## Sign a version and make it the champion: make promote NAME=code-search VERSION=3
+	$(PLAYBOOK) playbooks/promote.yml -e model='$(NAME)' -e version='$(VERSION)'
+
+wheels: setup  ## Bring the wheels of a version to a host without network: make wheels NAME=wine VERSION=3
+	$(PLAYBOOK) playbooks/wheels.yml -e model='$(NAME)' -e version='$(VERSION)'
+
+token: setup  ## Make a token of the model API and show it, once: make token NAME=shop
+	$(PLAYBOOK) playbooks/token.yml -e client='$(NAME)'
+
+tokens: setup  ## List whose tokens the model API takes
+	$(PLAYBOOK) playbooks/tokens.yml
+
+revoke: setup  ## Revoke the tokens of a client, or one: make revoke NAME=shop DIGEST=3fa9
+	$(PLAYBOOK) playbooks/revoke.yml -e client='$(NAME)' -e digest='$(DIGEST)'
+
+rotate: setup  ## Make a secret of the host anew, for all who have it: make rotate NAME=postgres_password
+	$(PLAYBOOK) playbooks/rotate.yml --tags full -e secret='$(NAME)'
 
 backup: setup  ## Back up everything that cannot be made again
 	$(PLAYBOOK) playbooks/backup.yml
@@ -113,6 +140,9 @@ bench-provision: setup  ## Measure clone to served prediction, and the second ru
 bench-serving: setup-dev  ## Measure the model server beside MLflow's and MLServer
 	.ci/bench-serving
 
+bench-hostile: setup-dev  ## Measure small requests beside hostile ones at the model server
+	.ci/bench-hostile
+
 bench-appliance: setup  ## Measure the model API through nginx beside the model server itself, on the demo's host
 	.ci/bench-appliance
 
@@ -123,7 +153,10 @@ setup-dev: .venv/.setup-dev  ## Add what the tests need
 lock: .venv/.uv  ## Resolve the requirements anew
 	$(PIP_COMPILE) requirements-uv.in --output-file requirements-uv.txt
 	$(PIP_COMPILE) requirements.in --output-file requirements.txt
+	$(PIP_COMPILE) app/requirements-environments.in --output-file app/requirements-environments.txt
 	$(PIP_COMPILE) requirements-dev.in --output-file requirements-dev.txt
+	$(PIP_COMPILE) molecule/production/requirements-sslyze.in --output-file molecule/production/requirements-sslyze.txt
+	$(PIP_COMPILE) roles/components/files/requirements.in --output-file roles/components/files/requirements.txt
 
 clean:  ## Remove .venv and the caches
 	rm -rf .venv .*_cache

@@ -97,6 +97,16 @@ def dashboard() -> Dashboard:
                         "Requests to /invocations per second.",
                         (BY_STATUS, "{{status}}"),
                         unit="reqps",
+                        span=8,
+                        stack=True,
+                    ),
+                    parts.graph(
+                        "Requests by client",
+                        "Requests to /invocations per second, by the client of the token or certificate; unnamed "
+                        "without one.",
+                        (f"sum by (client) ({requests()})", "{{client}}"),
+                        unit="reqps",
+                        span=8,
                         stack=True,
                     ),
                     parts.graph(
@@ -111,6 +121,7 @@ def dashboard() -> Dashboard:
                             "{{kind}}",
                         ),
                         unit="reqps",
+                        span=8,
                     ),
                 ],
             ),

@@ -257,6 +257,40 @@ def dashboard() -> Dashboard:
                 ],
             ),
             (
+                "Are the images up to date?",
+                [
+                    parts.bars(
+                        "Age",
+                        "Since the image was made. After 90 days give images_revision a new date, for its updates.",
+                        ("max by (image) (time() - mlops_image_built_timestamp_seconds)", "{{image}}"),
+                        unit="s",
+                        span=8,
+                        levels=(GREEN, 90 * 86400, YELLOW),
+                    ),
+                    parts.bars(
+                        "Known holes with a fix",
+                        "By the last check, once a week; make components names them. Without what was not checked.",
+                        ('sum by (image) (mlops_known_holes{fixed="yes"})', "{{image}}"),
+                        unit="short",
+                        span=8,
+                        levels=(GREEN, 1, YELLOW),
+                        none="not checked",
+                    ),
+                    parts.number(
+                        "Images not checked",
+                        "Nobody can tell which holes are known of them; make status says why.",
+                        ("sum(min by (image) (mlops_known_holes_checked) < bool 1)", "images"),
+                        unit="short",
+                        span=8,
+                        decimals=0,
+                        levels=(GREEN, 1, YELLOW),
+                        trend=False,
+                        none="no list",
+                        height=parts.GRAPH_HEIGHT,
+                    ),
+                ],
+            ),
+            (
                 "Is the measuring itself in order?",
                 [
                     parts.graph(

@@ -243,13 +243,17 @@ def _evaluate_and_register(
     )
     learned = base.learned | digests([functions[position] for position in (*parts.train, *parts.validation)])
     decision = _decide(settings.model_name, tuned, weight, learned, directory)
+    if decision.promote and not settings.may_promote:
+        reason = f"{decision.reason}; a releaser may move the alias champion to it, a training run may not"
+        decision = Decision(False, reason)
     figures = {f"test_{name}_mrr": f"{figures['mrr'].value:.4f}" for name, figures in quality.items()}
     tags = {"promotion": decision.reason, "model_digest": model_digest, "corpus_digest": corpus.digest, **figures}
     mlflow.set_tags({"model_digest": model_digest, "promotion": decision.reason})
-    version = register(uri, settings.model_name, tags, ["challenger", *(["champion"] if decision.promote else [])])
+    promoted = [settings.promotion_alias] if decision.promote else []
+    version = register(uri, settings.model_name, tags, ["challenger", *promoted])
     _logger.info(
         "registered %s version %s as challenger%s: %s",
-        settings.model_name, version.version, " and champion" if decision.promote else "", decision.reason,
+        settings.model_name, version.version, "".join(f" and {alias}" for alias in promoted), decision.reason,
     )  # fmt: skip
     return Result(run_id, str(version.version), decision.promote, decision.reason, quality)
 

@@ -25,6 +25,8 @@ class Settings:
         seed: of all that is random.
         pretraining_epochs: how often pre-training sees each function.
         epochs: how often fine-tuning sees each function.
+        may_promote: whether a better model becomes the champion at once; if not, somebody else moves the alias.
+        promotion_alias: what a better model gets: ``champion``, or another where somebody signs it first.
     """
 
     tracking_uri: str
@@ -35,6 +37,8 @@ class Settings:
     seed: int = 0
     pretraining_epochs: int = 3
     epochs: int = 8
+    may_promote: bool = True
+    promotion_alias: str = "champion"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
@@ -55,6 +59,8 @@ class Settings:
             seed=_number(environment, "TRAINING_SEED", default=0, least=0),
             pretraining_epochs=_number(environment, "TRAINING_PRETRAINING_EPOCHS", default=3, least=1),
             epochs=_number(environment, "TRAINING_EPOCHS", default=8, least=1),
+            may_promote=environment.get("TRAINING_MAY_PROMOTE", "true").lower() != "false",
+            promotion_alias=environment.get("TRAINING_PROMOTION_ALIAS") or "champion",
         )
 
     @property

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 from mlflow import MlflowClient
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
@@ -100,7 +99,7 @@ def log_model(
             name="model",
             python_model=str(_PACKAGE / code),
             artifacts=artifacts | {"searcher": str(_PACKAGE / "searcher.py")},
-            pip_requirements=[f"numpy=={np.__version__}"],
+            pip_requirements=["numpy>=2"],
             input_example=example,
             metadata=metadata,
         )

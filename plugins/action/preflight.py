@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import configparser
 import difflib
+import hashlib
+import importlib
+import ipaddress
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,10 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 from ansible.errors import AnsibleActionFail, AnsibleUndefinedVariable
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 # Tags that Ansible itself gives a meaning.
 ANSIBLE_TAGS = frozenset({"all", "always", "never", "tagged", "untagged"})
@@ -39,6 +46,25 @@ DEFAULT_PASSWORDS = frozenset(
     | {"backup", "example", "letmein", "passw", "qwerty", "restic", "secret", "test", "user", "mlflowpassword"}
 )
 GRAFANA_PASSWORD_LENGTH = 4
+BIND_ADDRESSES = (
+    *("mlops_bind_address", "nginx_bind_address", "mlflow_bind_address", "prometheus_bind_address"),
+    *("grafana_bind_address", "alertmanager_bind_address", "postgres_bind_address"),
+)
+# As the role nginx chooses them from mlops_server_names for an ACME server.
+DNS_NAME = re.compile(r"([A-Za-z0-9_-]+\.)+[A-Za-z][A-Za-z0-9-]*")
+# MLflow's own minimum.
+MLFLOW_PASSWORD_LENGTH = 12
+MLFLOW_OWN_ACCOUNTS = frozenset({"admin", "release", "serving", "training", "monitoring"})
+
+# What stands in a path of nginx as it is, and leaves something to name a unit by.
+MODEL_NAME = re.compile(r"(?=.*[A-Za-z0-9])[A-Za-z0-9 ._()+-]+")
+MODEL_VERSION = re.compile(r"@[\w-]+|latest|[1-9][0-9]*")
+MEMORY = re.compile(r"[1-9][0-9]*[kmg]")
+
+# As the role training tells a repository from a directory.
+GIT_URL = re.compile(r"[a-z+]+://|[^/]+@[^/]+:")
+IMAGE_BY_DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
+CHECKSUMS = "SHA256SUMS"
 
 # The options of one role, as its meta/argument_specs.yml has them.
 Options = dict[str, Any]
@@ -261,6 +287,164 @@ def wrong_model_uri(text: str) -> list[str]:
     return []
 
 
+def wrong_models(models: Any) -> list[str]:
+    """Complaints about models that cannot be served side by side.
+
+    Args:
+        models: the setting ``serving_models``; entries of the wrong type have their own complaint.
+    """
+    complaints = []
+    former: dict[str, str] = {}
+    for entry in models if isinstance(models, list) else []:
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+            continue
+        name, version = entry["name"], str(entry.get("version") or "latest")
+        setting = f"serving_models: name {name!r}"
+        if not MODEL_NAME.fullmatch(name):
+            complaints.append(
+                f"{setting} cannot be served beside others: give one of letters, digits, spaces and ._()+- only, "
+                "with a letter or digit of a to z and 0 to 9."
+            )
+            continue
+        # What is left of it in the names of its unit and its volume, and in its address.
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        address = hashlib.sha256(f"serving-{slug}".encode()).hexdigest()[:4]
+        for claim in dict.fromkeys((slug, f"address {address}")):
+            if claim in former:
+                complaints.append(
+                    f"{setting} and {former[claim]!r} would have the same unit or address ({claim}): leave one out, or "
+                    "register it under another name."
+                )
+                break
+        former |= {slug: name, f"address {address}": name}
+        if not MODEL_VERSION.fullmatch(version):
+            complaints.append(f'serving_models: version {version!r} of {name!r}: give "@ALIAS", latest or a number.')
+        complaints += [
+            f"serving_models: {key} {entry[key]!r} of {name!r}: give a number above 0."
+            for key in ("replicas", "cpus", "start_timeout", "refresh_seconds")
+            if key in entry and _number(entry[key]) <= 0
+        ]
+        if "memory" in entry and not MEMORY.fullmatch(str(entry["memory"])):
+            complaints.append(
+                f"serving_models: memory {entry['memory']!r} of {name!r}: give a size such as 512m or 2g."
+            )
+    return complaints
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        # Its type has its own complaint.
+        return 1
+
+
+def wrong_project(values: Mapping[str, Any], app: Path) -> list[str]:
+    """Complaints about a training project that cannot be run as asked.
+
+    Args:
+        values: values of the settings by name, templates resolved.
+        app: directory of the application, whose own look at a project this is.
+    """
+    project = str(values.get("training_project") or "")
+    if not project:
+        return [
+            f"{name}: it is a project's, and training_project names none: set that, or remove {name}."
+            for name in ("training_parameters", "training_gate", "training_search")
+            if values.get(name)
+        ]
+    complaints = _wrong_gate(values.get("training_gate") or {})
+    mlproject, search_settings = _projects(app)
+    parameters = values.get("training_parameters") or {}
+    if not isinstance(parameters, dict):
+        return complaints
+    if values.get("training_search"):
+        try:
+            search = search_settings.Search.parse(json.dumps(values["training_search"]))
+            search.refuse_both(parameters)
+        except mlproject.ProjectError as error:
+            return [*complaints, f"{error}."]
+        parameters = parameters | search.example
+    if GIT_URL.match(project):
+        if not re.fullmatch(r"[^#]+#[^#\s]+", project):
+            complaints.append(
+                f"training_project: {project!r} names no revision: write URL#REVISION, a commit, a tag or a branch."
+            )
+        if urlsplit(project).password is not None:
+            complaints.append(
+                "training_project: its URL holds a password, which each run would record: leave it out, and give it to "
+                "git on the controller, by a credential helper or a key of SSH."
+            )
+        # What is in it, the run itself looks at.
+        return complaints
+    entry_point = str(values.get("training_entry_point") or "main")
+    complaints += mlproject.complaints(Path(project).expanduser(), entry_point, parameters)
+    return complaints
+
+
+def _projects(app: Path) -> tuple[Any, Any]:
+    """The application's own look at projects and searches, which needs no more than Ansible does."""
+    sys.path.insert(0, str(app))
+    try:
+        return importlib.import_module("projects.mlproject"), importlib.import_module("projects.search_settings")
+    finally:
+        sys.path.remove(str(app))
+
+
+def _wrong_gate(gate: Any) -> list[str]:
+    way_out = "write {metric: rmse, direction: minimize}, or maximize"
+    if not gate:
+        return []
+    if not isinstance(gate, dict) or set(gate) != {"metric", "direction"} or not gate["metric"]:
+        return [f"training_gate: {gate!r} is refused: {way_out}."]
+    if gate["direction"] not in {"minimize", "maximize"}:
+        return [f"training_gate: direction {gate['direction']!r} is refused: {way_out}."]
+    return []
+
+
+def unsure_images(values: Mapping[str, Any], services: Iterable[str]) -> list[str]:
+    """Complaints about images that could be another one than was meant: without a digest, or without a checksum.
+
+    Args:
+        values: values of the settings by name, templates resolved.
+        services: services of this run.
+    """
+    complaints = []
+    archived = []
+    for service in services:
+        image = str(values.get(f"{service}_image") or "")
+        source = values.get(f"{service}_image_source") or (
+            "registry" if image else values.get("mlops_image_source", "build")
+        )
+        if source == "archive":
+            archived.append(f"{service}.tar")
+        elif source == "registry" and not image:
+            complaints.append(f"{service}_image: a registry is to provide the image: say which, as NAME@sha256:….")
+        elif source == "registry" and not IMAGE_BY_DIGEST.fullmatch(image):
+            complaints.append(
+                f"{service}_image: {image!r} has no digest, and the registry may have another image by that name: "
+                f"write {image.partition('@')[0]}@sha256:… with the digest that `docker buildx imagetools inspect "
+                f"{image}` or `docker pull {image}` shows."
+            )
+    archives = str(values.get("mlops_image_archives") or "")
+    if archived and not archives:
+        complaints.append(f"mlops_image_archives: name the directory on the controller that has {', '.join(archived)}.")
+    elif archived and Path(archives).expanduser().is_dir():
+        # One that is not there has its own complaint.
+        complaints += _unknown_checksums(Path(archives).expanduser(), archived)
+    return complaints
+
+
+def _unknown_checksums(directory: Path, archives: Iterable[str]) -> list[str]:
+    file = directory / CHECKSUMS
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    known = {line[64:].lstrip(" *") for line in lines if re.match(r"[0-9a-f]{64} [ *]", line)}
+    missing = [name for name in archives if name not in known]
+    said = f"has no checksum of {', '.join(missing)}" if file.is_file() else "is missing"
+    way_out = f"where the archives were saved: sha256sum *.tar > {CHECKSUMS}"
+    return [f"mlops_image_archives: {file} {said}: write it {way_out}."] if missing else []
+
+
 def port_clashes(ports: Mapping[str, int]) -> list[str]:
     """Complaints about settings that claim the same port.
 
@@ -320,6 +504,203 @@ def unfit_logins(values: Mapping[str, Any]) -> list[str]:
     return complaints
 
 
+def unfit_accounts(values: Mapping[str, Any]) -> list[str]:
+    """Complaints about accounts of MLflow that cannot be, or that anybody could guess.
+
+    Args:
+        values: values of the settings by name, templates resolved.
+    """
+    complaints = []
+    if password := str(values.get("mlflow_admin_password") or ""):
+        complaints += [f"mlflow_admin_password: {reason}" for reason in _unfit_password(password)]
+    users = values.get("mlflow_users") or []
+    # What is no list of accounts has its own complaint.
+    people = [user for user in users if isinstance(user, dict)] if isinstance(users, list) else []
+    seen: set[str] = set()
+    for user in people:
+        name, password = str(user.get("name", "")), str(user.get("password") or "")
+        setting = f"mlflow_users: account {name!r}"
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}", name):
+            complaints.append(
+                f"{setting}: give a name of letters, digits, '.', '_', '@' and '-', beginning with a letter or a digit."
+            )
+        elif name in MLFLOW_OWN_ACCOUNTS:
+            complaints.append(f"{setting} is the appliance's own: give another name.")
+        elif name in seen:
+            complaints.append(f"{setting} is there twice: remove one.")
+        seen.add(name)
+        complaints += [f"{setting}: {reason}" for reason in _unfit_password(password, name)]
+    return complaints
+
+
+def _unfit_password(password: str, name: str = "") -> list[str]:
+    if len(password) < MLFLOW_PASSWORD_LENGTH:
+        return [f"MLflow refuses a password of fewer than {MLFLOW_PASSWORD_LENGTH} characters: give a longer one."]
+    if password != password.strip() or not (password.isascii() and password.isprintable()):
+        said = "its password begins or ends with a space, or holds a character that is not plain ASCII"
+        return [f"{said}, which not every client sends alike: give one without."]
+    if re.sub(r"[^a-z]", "", password.lower()) in {*DEFAULT_PASSWORDS, name.lower()}:
+        return ["its password is a well-known default: choose another, and keep it in Ansible Vault."]
+    return []
+
+
+def open_addresses(values: Mapping[str, Any], *, is_local: bool) -> list[str]:
+    """Complaints about ports that would be open to a network.
+
+    Args:
+        values: values of the settings by name, templates resolved.
+        is_local: whether the host is a local target, whose ports the machine publishes on 127.0.0.1 only.
+    """
+    complaints = []
+    by_address: dict[str, list[str]] = {}
+    for name in BIND_ADDRESSES:
+        text = str(values.get(name, "127.0.0.1"))
+        try:
+            is_loopback = ipaddress.ip_address(text.strip("[]")).is_loopback
+        except ValueError:
+            complaints.append(f"{name}: {text!r} is no address: give 127.0.0.1, or remove the setting.")
+            continue
+        if not (is_loopback or is_local or (name == "nginx_bind_address" and _is_on(values, "nginx_exposed"))):
+            by_address.setdefault(text, []).append(name)
+    complaints += [
+        f"{', '.join(names)}: {text!r} would open ports to a network: leave it at 127.0.0.1 and come through an SSH "
+        "tunnel, or through nginx, which nginx_exposed: true opens."
+        for text, names in by_address.items()
+    ]
+    return complaints
+
+
+def half_open(values: Mapping[str, Any]) -> list[str]:
+    """Complaints about an nginx that faces a network without all that this takes, and about networks that are none.
+
+    Args:
+        values: values of the settings by name, templates resolved.
+    """
+    complaints = []
+    networks = values.get("nginx_allowed_networks") or []
+    for network in networks:
+        try:
+            ipaddress.ip_network(str(network))
+        except ValueError as error:
+            complaints.append(
+                f"nginx_allowed_networks: {network!r} is no network: {error}: give one such as 10.1.0.0/16 or 10.1.2.3."
+            )
+    tls = _tls(values)
+    has_files = bool(values.get("nginx_tls_certificate") and values.get("nginx_tls_key"))
+    has_one = bool(values.get("nginx_tls_certificate")) != bool(values.get("nginx_tls_key"))
+    has_tls = tls in {"acme", "own_ca"} or (tls == "files" and has_files)
+    if has_one and not _is_on(values, "nginx_exposed"):
+        complaints.append("nginx_tls_certificate, nginx_tls_key: one without the other: set both, or neither.")
+    elif tls == "files" and not has_files and not _is_on(values, "nginx_exposed"):
+        complaints.append("nginx_tls: 'files' needs nginx_tls_certificate and nginx_tls_key: set both.")
+    has_client_ca = bool(values.get("nginx_api_client_ca"))
+    if has_client_ca and not has_tls:
+        complaints.append("nginx_api_client_ca: clients show a certificate over TLS only: set nginx_tls, or remove it.")
+    if has_client_ca and _is_on(values, "nginx_api_tokens"):
+        complaints.append(
+            "nginx_api_client_ca: clients of the model API show a certificate or a token, not both: "
+            "remove it, or set nginx_api_tokens: false."
+        )
+    wanted = {
+        "a login (mlflow_login: true)": _is_on(values, "mlflow_login"),
+        "TLS (nginx_tls_certificate and nginx_tls_key, or nginx_tls: acme or own_ca)": has_tls,
+        "the networks that may come (nginx_allowed_networks, such as [10.1.0.0/16])": bool(networks),
+        "tokens or certificates of the model API's clients (nginx_api_tokens: true, or nginx_api_client_ca)": (
+            has_client_ca or _is_on(values, "nginx_api_tokens")
+        ),
+    }
+    missing = [name for name, is_there in wanted.items() if not is_there]
+    if _is_on(values, "nginx_exposed") and missing:
+        complaints.append(
+            f"nginx_exposed: it opens MLflow and the model API to a network, and lacks {'; '.join(missing)}. "
+            "Set what is missing, or leave it false and come through an SSH tunnel."
+        )
+    return complaints
+
+
+def unguarded_signatures(values: Mapping[str, Any]) -> list[str]:
+    """Complaints about signatures that anybody could have.
+
+    Args:
+        values: values of the settings by name, templates resolved.
+    """
+    if not _is_on(values, "serving_require_signature") or _is_on(values, "mlflow_login"):
+        return []
+    complaint = (
+        "serving_require_signature: without a login whoever reaches MLflow has the host sign what a training run would "
+        "have approved: set mlflow_login: true, or leave it false."
+    )
+    return [complaint]
+
+
+def unfit_certificate(values: Mapping[str, Any]) -> list[str]:
+    """Complaints about ways to a certificate that contradict each other or cannot lead to one.
+
+    Args:
+        values: values of the settings by name, templates resolved.
+    """
+    tls = _tls(values)
+    complaints = []
+    if tls != "files" and values.get("nginx_tls_certificate"):
+        complaints.append(
+            f"nginx_tls: {tls!r} and nginx_tls_certificate contradict each other: remove one; "
+            "a certificate of your own is nginx_tls: files."
+        )
+    if tls != "acme":
+        return complaints
+    names = [str(name) for name in values.get("mlops_server_names") or []]
+    if not any(DNS_NAME.fullmatch(name) for name in names):
+        complaints.append(
+            f"mlops_server_names: an ACME server gives certificates for DNS names, and {names!r} has none: "
+            "add the one by which clients know the host, such as mlops.example.org."
+        )
+    complaints += [
+        f"mlops_server_names: {name!r}: no certificate for all names of a domain is given to who answers on port 80: "
+        "name each, or set nginx_tls to files or own_ca."
+        for name in names
+        if "*" in name
+    ]
+    address = str(values.get("nginx_bind_address", "127.0.0.1"))
+    if address.startswith("127.") or address in {"::1", "[::1]"}:
+        complaints.append(
+            f"nginx_tls: 'acme' with nginx_bind_address {address!r}: the ACME server has to reach port 80: "
+            "set nginx_exposed: true, or nginx_tls: own_ca."
+        )
+    return complaints
+
+
+def unfit_pair(certificate: str, key: str) -> list[str]:
+    """Complaints about a certificate and a key that no server could show.
+
+    Args:
+        certificate: PEM text; the first certificate in it is the server's.
+        key: PEM text.
+    """
+    try:
+        shown = x509.load_pem_x509_certificate(certificate.encode()).public_key()
+    except ValueError:
+        return [
+            "nginx_tls_certificate: the file does not begin with a certificate in PEM format: give the whole chain."
+        ]
+    try:
+        own = serialization.load_pem_private_key(key.encode(), password=None).public_key()
+    except (TypeError, ValueError):
+        return ["nginx_tls_key: the file holds no key in PEM format that opens without a password: give one that does."]
+    if own != shown:
+        return ["nginx_tls_key: it is not the key of nginx_tls_certificate: give the pair."]
+    return []
+
+
+def _tls(values: Mapping[str, Any]) -> str:
+    # What the setting's default says.
+    return str(values.get("nginx_tls") or ("files" if values.get("nginx_tls_certificate") else "none"))
+
+
+def _is_on(values: Mapping[str, Any], name: str) -> bool:
+    # What is no boolean is refused by its type.
+    return bool(boolean(values.get(name, False), strict=False))
+
+
 def _nearest(name: str, known: Iterable[str]) -> str:
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {matches[0]!r}" if matches else ""
@@ -339,6 +720,7 @@ class ActionModule(ActionBase):
         model_uri: what the model server is to serve.
         packages: Debian packages that the host is to have.
         files: files of the host to tell the content of.
+        units: units of the host that are to run.
     """
 
     _supports_check_mode = True
@@ -349,12 +731,8 @@ class ActionModule(ActionBase):
         arguments = self._task.args
         specs = role_options(Path(task_vars["role_path"]).parent)
         tags = task_vars["ansible_run_tags"]
-        services = wanted_services(
-            tags,
-            task_vars["group_names"],
-            arguments["profiles"],
-            arguments["service_groups"],
-        )
+        groups = task_vars["group_names"], arguments["profiles"], arguments["service_groups"]
+        services = wanted_services(tags, *groups)
         values = self._values(task_vars, specs)
         complaints = [
             *unknown_tags(tags, arguments["profiles"]),
@@ -362,6 +740,7 @@ class ActionModule(ActionBase):
             *unknown_settings(task_vars, specs, arguments["facts"]),
             *default_passwords(values),
             *unfit_logins(values),
+            *unfit_accounts(values),
             *wrong_values(values, specs),
             *wrong_store(arguments["store"], task_vars["group_names"]),
             *wrong_artifacts(
@@ -370,6 +749,14 @@ class ActionModule(ActionBase):
                 own_image=bool(values.get("mlflow_image")),
             ),
             *wrong_model_uri(arguments["model_uri"]),
+            *wrong_models(values.get("serving_models")),
+            *open_addresses(values, is_local="local_host_name" in task_vars),
+            *half_open(values),
+            *unguarded_signatures(values),
+            *unfit_certificate(values),
+            *self._unfit_files(values),
+            *unsure_images(values, services),
+            *wrong_project(values, Path(task_vars["role_path"]).parents[1] / "app"),
         ]
         _refuse(complaints)
 
@@ -389,6 +776,8 @@ class ActionModule(ActionBase):
                 "store": arguments["store"] if "mlflow" in services else {},
                 "packages": arguments["packages"],
                 "files": arguments["files"],
+                "units": arguments["units"],
+                "untouched": sorted(set(wanted_services({"all"}, *groups)) - set(services)) if services else [],
             },
             task_vars=task_vars,
         )
@@ -397,13 +786,23 @@ class ActionModule(ActionBase):
                 "mlops_services": services,
                 "mlops_packages_missing": result.pop("packages_missing"),
                 "mlops_file_digests": result.pop("file_digests"),
+                "mlops_units_idle": result.pop("units_idle"),
                 "mlops_images_present": result.pop("images_present"),
+                "mlops_images_listed": result.pop("images_listed"),
                 "mlops_networks_present": result.pop("networks_present"),
                 "mlops_services_present": result.pop("services_present"),
                 "mlops_engine_present": result.pop("engine_present"),
                 "mlops_store": result.pop("store"),
             }
         return result
+
+    def _unfit_files(self, values: Mapping[str, Any]) -> list[str]:
+        paths = [str(values.get(name) or "") for name in ("nginx_tls_certificate", "nginx_tls_key")]
+        # Those that are missing have their own complaint.
+        if not all(path and Path(path).expanduser().is_file() for path in paths):
+            return []
+        # As Ansible reads them: the key may be encrypted by Ansible Vault.
+        return unfit_pair(*(self._loader.get_text_file_contents(str(Path(path).expanduser())) for path in paths))
 
     def _values(self, task_vars: dict[str, Any], specs: dict[str, Options]) -> dict[str, Any]:
         """The settings that are set, templates resolved."""

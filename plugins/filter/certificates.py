@@ -1,5 +1,5 @@
 # Copyright the mlops-appliance authors. SPDX-License-Identifier: Apache-2.0
-"""Filter that reads certificate authorities from files of the controller."""
+"""Filters that read certificates from files of the controller."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ Builds = Mapping[str, Mapping[str, Any]]
 
 PREFIX = "mlops"
 TAG_DIGITS = 12
+CHECKSUMS = "SHA256SUMS"
 # Left behind by tools, and never part of an image.
 IGNORED = frozenset({"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"})
 
@@ -90,7 +92,8 @@ def image_sources(
         elif source == "registry":
             if not image:
                 raise AnsibleFilterError(f"{service}_image: a registry is to provide the image, so say which image.")
-            found[service] = {"source": source, "reference": image}
+            # The tag is for people: the digest alone says which image, and is what the engine then lists.
+            found[service] = {"source": source, "reference": re.sub(r":[^:/@]+@", "@", image)}
         elif image:
             raise AnsibleFilterError(f"{service}_image: {image} is not built here: leave {service}_image_source out.")
         elif service not in references:
@@ -101,6 +104,31 @@ def image_sources(
         else:
             found[service] = {"source": source, "reference": references[service]}
     return found
+
+
+def verified_archive(archive: str) -> str:
+    """The path of an archive whose content is what ``SHA256SUMS`` beside it says.
+
+    Args:
+        archive: file of the controller.
+
+    Raises:
+        AnsibleFilterError: it is not, or there is no such line.
+    """
+    path = Path(archive)
+    try:
+        lines = (path.parent / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise AnsibleFilterError(f"mlops_image_archives: {error.filename}: {error.strerror}") from error
+    if not {f"{digest}  {path.name}", f"{digest} *{path.name}"} & set(lines):
+        raise AnsibleFilterError(
+            f"mlops_image_archives: {path} is not the file of which {path.parent / CHECKSUMS} has the checksum: it was "
+            "damaged or exchanged. Bring it again; when it was saved anew, write the checksums anew where that was "
+            f"done: sha256sum *.tar > {CHECKSUMS}"
+        )
+    return archive
 
 
 def image_builds(
@@ -234,4 +262,5 @@ class FilterModule:
             "image_sources": image_sources,
             "image_builds": image_builds,
             "image_contexts": image_contexts,
+            "verified_archive": verified_archive,
         }

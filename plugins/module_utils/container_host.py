@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets as random_source
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from ansible.module_utils.container_unit import (
     DOCKER,
     FINGERPRINT_LABEL,
     HEALTH_UNIT,
+    OWN_VOLUMES,
     PREFIX,
     SHARED_FILES,
     SHARED_UNITS,
@@ -60,6 +62,16 @@ def runner(module: AnsibleModule) -> Run:
             return CommandResult(127, "", str(error))
 
     return run
+
+
+class DiscreetModule(AnsibleModule):  # type: ignore[misc]  # Ansible is not typed
+    """A module that writes no argument into the host's journal.
+
+    Ansible hides a secret there only as it was given: one of several lines appears with its line breaks escaped.
+    """
+
+    def _log_invocation(self) -> None:
+        self.log("Invoked; its arguments are not logged, because they may be secrets.")
 
 
 class ServiceError(Exception):
@@ -385,7 +397,8 @@ class Service:
                     if os.geteuid() == 0:
                         os.chown(copy, uid, gid)
             options = run_options(spec, config_dir=directory, secrets_dir=directory)
-            result = self.host.run([DOCKER, "run", "--rm", "--pull=never", *options, spec.image, *self.validate])
+            run = [DOCKER, "run", "--rm", "--pull=never", "--network=none"]
+            result = self.host.run([*run, *options, spec.image, *self.validate])
         if result.rc != 0:
             # Some programs give the reason on one and the verdict on the other.
             said = "\n".join([result.out, result.err]).strip().replace(directory, spec.config_dir)
@@ -460,6 +473,10 @@ class Service:
         # A secret that the failed version added is not the former's to delete: nothing is ever lost.
         self._write({path: version for path, version in failed.items() if not version.secret}, good)
         self._stop()
+        # A unit of an older version does not take its volumes back by itself.
+        former_user = re.search(r"--user=([0-9]+:[0-9]+)", good[self.unit_path].content)
+        if former_user and self.spec.owned_volumes:
+            self.host.run([OWN_VOLUMES, former_user[1], *self.spec.owned_volumes])
         if self._start():
             return "The former service is running again."
         return f"The former service was put back, but does not start either: see journalctl -u {self.spec.unit}."
@@ -488,7 +505,7 @@ class Service:
 def forget_name(name: str) -> ContainerSpec:
     """The specification of a service of which only the name matters, since it is to be removed."""
     validate_name(name)
-    return ContainerSpec(name=name, image=f"{PREFIX}-{name}", description=name, health=Health(command="true"))
+    return ContainerSpec(name=name, image=f"{PREFIX}-{name}", description=name, health=Health(command="true"), user="")
 
 
 def _shown(version: FileVersion | None, hidden: bool, which: str) -> str:

@@ -13,16 +13,40 @@ from typing import Any
 PREFIX = "mlops"
 TARGET = "mlops.target"
 HEALTH_UNIT = "mlops-health.service"
+FIREWALL_UNIT = "mlops-firewall.service"
 UNIT_DIR = "/etc/systemd/system"
 AWAIT_HEALTHY = "/usr/local/lib/mlops/await-healthy"
+OWN_VOLUMES = "/usr/local/lib/mlops/own-volumes"
 RESTART_UNHEALTHY = "/usr/local/lib/mlops/restart-unhealthy"
 DOCKER = "/usr/bin/docker"
 UNIT_LABEL = "mlops.unit"
 FINGERPRINT_LABEL = "mlops.fingerprint"
+# The firewall of the role host knows the appliance's containers by it.
+MAC_PREFIX = "02:6d:6c"
+# Model servers beside the first have one of their own: all of them are `serving` to the firewall.
+MODELS_MAC_PREFIX = "06:6d:6c"
+MODEL_SERVER = "serving-"
+MAX_REPLICA = 127
+FORGING_CAPABILITIES = frozenset({"ALL", "NET_ADMIN", "NET_RAW"})
 
 # Seconds for the removal of a container, and for all that comes before and after a start or stop.
 REMOVE_TIMEOUT = 30
 OVERHEAD_TIMEOUT = 60
+
+OWN_VOLUMES_SCRIPT = """\
+#!/bin/sh
+# own-volumes UID:GID VOLUME...: a service's volumes are its user's, whoever had them or made them before.
+set -eu
+owner=$1
+shift
+for volume; do
+    docker volume create "$volume" >/dev/null
+    directory=$(docker volume inspect --format '{{.Mountpoint}}' "$volume")
+    [ "$(stat --format=%u:%g "$directory")" != "$owner" ] || continue
+    # The directory itself comes last, so that what was cut off is finished by the next start.
+    find "$directory" -depth -exec chown --no-dereference "$owner" {} +
+done
+"""
 
 AWAIT_HEALTHY_SCRIPT = """\
 #!/bin/sh
@@ -45,6 +69,11 @@ until [ "$(docker inspect --format '{{.State.Health.Status}}' "$container" 2>/de
     fi
     sleep 0.2
 done
+# Its IP address may have been another's a moment ago: neighbours that remember that one's MAC address learn it anew.
+docker inspect --format '{{.State.Pid}} {{(index .NetworkSettings.Networks "mlops").IPAddress}}' "$container" | {
+    read -r pid address
+    nsenter --target "$pid" --net arping -q -U -c 1 -w 1 -I eth0 "$address" || true
+}
 """
 
 RESTART_UNHEALTHY_SCRIPT = f"""\
@@ -94,13 +123,14 @@ WantedBy={TARGET}
 # What all services share, by path: content and mode.
 SHARED_FILES = {
     AWAIT_HEALTHY: (AWAIT_HEALTHY_SCRIPT, 0o755),
+    OWN_VOLUMES: (OWN_VOLUMES_SCRIPT, 0o755),
     RESTART_UNHEALTHY: (RESTART_UNHEALTHY_SCRIPT, 0o755),
     f"{UNIT_DIR}/{TARGET}": (TARGET_UNIT_TEXT, 0o644),
     f"{UNIT_DIR}/{HEALTH_UNIT}": (HEALTH_UNIT_TEXT, 0o644),
 }
 SHARED_UNITS = (TARGET, HEALTH_UNIT)
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_NAME = re.compile(r"[a-z][a-z0-9_]*|" + MODEL_SERVER + r"[a-z0-9]+(?:-[a-z0-9]+)*(?:_[0-9]+)?")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MEMORY = re.compile(r"[1-9][0-9]*[kmg]")
 _USER = re.compile(r"[0-9]+:[0-9]+")
@@ -158,17 +188,17 @@ class ContainerSpec:
     image: str
     description: str
     health: Health
+    user: str
     command: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     files: tuple[ConfigFile, ...] = ()
     secrets: tuple[Secret, ...] = ()
     volumes: tuple[str, ...] = ()
     tmpfs: dict[str, str] = field(default_factory=dict)
-    networks: tuple[str, ...] = (PREFIX,)
     aliases: tuple[str, ...] = ()
     publish: tuple[str, ...] = ()
+    egress: bool = False
     after: tuple[str, ...] = ()
-    user: str = "10001:10001"
     capabilities: tuple[str, ...] = ()
     read_only: bool = True
     init: bool = False
@@ -187,6 +217,26 @@ class ContainerSpec:
     def unit(self) -> str:
         """Name of the systemd unit."""
         return f"{self.container}.service"
+
+    @property
+    def replica(self) -> tuple[str, int]:
+        """The service that it is a container of, and its number there: ``serving_2`` is the second of ``serving``."""
+        service, _, number = self.name.rpartition("_")
+        return (service, int(number)) if service and number.isdecimal() else (self.name, 1)
+
+    @property
+    def mac_address(self) -> str:
+        """Two bytes for the service, and one for the container's number, with the top bit for a way out."""
+        service, number = self.replica
+        digest = hashlib.sha256(service.encode()).hexdigest()
+        prefix = MODELS_MAC_PREFIX if service.startswith(MODEL_SERVER) else MAC_PREFIX
+        return f"{prefix}:{digest[:2]}:{digest[2:4]}:{number | self.egress << 7:02x}"
+
+    @property
+    def owned_volumes(self) -> list[str]:
+        """Names of the volumes that it writes, and so owns; not those it only reads, nor directories of the host."""
+        parts = [volume.split(":") for volume in self.volumes if not volume.startswith("/")]
+        return [name for name, _, *mode in parts if "ro" not in mode]
 
     @property
     def config_dir(self) -> str:
@@ -216,9 +266,9 @@ class ContainerSpec:
             secrets=tuple(Secret(**item) for item in params["secrets"]),
             volumes=tuple(params["volumes"]),
             tmpfs={path: str(size) for path, size in params["tmpfs"].items()},
-            networks=tuple(params["networks"]),
             aliases=tuple(params["aliases"]),
             publish=tuple(params["publish"]),
+            egress=params["egress"],
             after=tuple(params["after"]),
             user=params["user"],
             capabilities=tuple(params["capabilities"]),
@@ -251,11 +301,14 @@ def validate(spec: ContainerSpec) -> None:
     _require("\n" not in spec.description, "description", spec.description, "keep it on one line")
     for alias in spec.aliases:
         _require(_NAME.fullmatch(alias), "aliases", alias, "use lower-case letters, digits and underscores")
-    _require(spec.networks, "networks", list(spec.networks), "name at least one network")
-    _require(_USER.fullmatch(spec.user), "user", spec.user, "give numeric ids, such as 10001:10001")
+    number = spec.replica[1]
+    _require(number <= MAX_REPLICA, "name", spec.name, f"number its replicas up to {MAX_REPLICA}")
+    _require(_USER.fullmatch(spec.user), "user", spec.user, "give numeric ids, such as 10020:10020")
     _require(
         not spec.user.startswith("0:"), "user", spec.user, "appliance containers never run as root: give another id"
     )
+    forging = sorted(FORGING_CAPABILITIES.intersection(spec.capabilities))
+    _require(not forging, "capabilities", forging, "with these it could take another's MAC address: leave them out")
     _require(_MEMORY.fullmatch(spec.memory), "memory", spec.memory, "give a size such as 512m or 2g")
     _require(spec.cpus > 0, "cpus", spec.cpus, "give a number above 0, such as 0.5")
     for setting in ("pids_limit", "start_timeout", "stop_timeout"):
@@ -302,7 +355,7 @@ def systemd_quote(argument: str) -> str:
 
 
 def run_options(spec: ContainerSpec, config_dir: str, secrets_dir: str) -> list[str]:
-    """The options of ``docker create`` and ``docker run`` that confine, connect and feed the container.
+    """The options of ``docker create`` and ``docker run`` that confine and feed the container.
 
     Args:
         spec: the service.
@@ -321,14 +374,20 @@ def run_options(spec: ContainerSpec, config_dir: str, secrets_dir: str) -> list[
         f"--cpus={spec.cpus:g}",
         f"--pids-limit={spec.pids_limit}",
         *(["--init"] if spec.init else []),
-        f"--network={spec.networks[0]}",
         *(f"--env={key}={value}" for key, value in sorted(spec.environment.items())),
-        *(f"--volume={volume}" for volume in spec.volumes),
+        *(f"--volume={_mounted(volume)}" for volume in spec.volumes),
     ]
     mounts = [(f"{config_dir}/{file.name}", file.target) for file in spec.files]
     mounts += [(f"{secrets_dir}/{secret.name}", secret.target) for secret in spec.secrets]
     options += [f"--mount=type=bind,source={source},target={target},readonly" for source, target in mounts]
     return options
+
+
+def _mounted(volume: str) -> str:
+    """How docker mounts a volume: an empty one does not take the owner of the image's directory."""
+    if volume.startswith("/"):
+        return volume
+    return f"{volume},nocopy" if volume.count(":") == 2 else f"{volume}:nocopy"
 
 
 def create_command(spec: ContainerSpec, fingerprint: str) -> list[str]:
@@ -344,6 +403,11 @@ def create_command(spec: ContainerSpec, fingerprint: str) -> list[str]:
         # The attached client hands every line to the journal: a second copy would cost as much again.
         "--log-driver=none",
         *run_options(spec, spec.config_dir, spec.runtime_dir),
+        f"--network={PREFIX}",
+        # By it the firewall knows who sends.
+        f"--mac-address={spec.mac_address}",
+        # Docker's resolver asks it for names that are not of the network: who has no way out has none by DNS either.
+        *([] if spec.egress else ["--dns=0.0.0.0"]),
         *(f"--network-alias={alias}" for alias in (spec.name, *spec.aliases)),
         *(f"--publish={port}" for port in spec.publish),
         f"--health-cmd={spec.health.command}",
@@ -366,7 +430,7 @@ def render_unit(spec: ContainerSpec, fingerprint: str) -> str:
         spec: the service.
         fingerprint: what `fingerprint_of` says; it becomes a label of the container.
     """
-    dependencies = [f"{PREFIX}-{name}.service" for name in spec.after]
+    dependencies = [FIREWALL_UNIT, *(f"{PREFIX}-{name}.service" for name in spec.after)]
 
     def command(*arguments: str) -> str:
         return " ".join(systemd_quote(argument) for argument in arguments)
@@ -374,8 +438,10 @@ def render_unit(spec: ContainerSpec, fingerprint: str) -> str:
     uid, gid = spec.user.split(":")
     # Named volumes stay: those without a name go with their container.
     remove_stale = f"timeout {REMOVE_TIMEOUT} docker rm --force --volumes {spec.container} >/dev/null 2>&1"
+    # No container without the firewall; not `Requires=`, which would stop them with each restart of nftables.
+    start = ["ExecStartPre=" + command("/usr/bin/systemctl", "is-active", "--quiet", FIREWALL_UNIT)]
     # What this cannot remove, `docker create` refuses by name.
-    start = ["ExecStartPre=-" + command("/bin/sh", "-c", remove_stale)]
+    start += ["ExecStartPre=-" + command("/bin/sh", "-c", remove_stale)]
     start += [
         "ExecStartPre="
         + command(
@@ -385,16 +451,9 @@ def render_unit(spec: ContainerSpec, fingerprint: str) -> str:
         )
         for secret in spec.secrets
     ]
+    if spec.owned_volumes:
+        start.append("ExecStartPre=" + command(OWN_VOLUMES, spec.user, *spec.owned_volumes))
     start.append("ExecStartPre=" + command(*create_command(spec, fingerprint)))
-    start += [
-        "ExecStartPre="
-        + command(
-            *(DOCKER, "network", "connect"),
-            *(f"--alias={alias}" for alias in (spec.name, *spec.aliases)),
-            *(network, spec.container),
-        )
-        for network in spec.networks[1:]
-    ]
     lines = [
         "# Written by Ansible (systemd_container): changes made here are overwritten.",
         "[Unit]",
@@ -402,7 +461,7 @@ def render_unit(spec: ContainerSpec, fingerprint: str) -> str:
         f"PartOf={TARGET}",
         "Requires=docker.service",
         " ".join(["After=docker.service", *dependencies]),
-        *([f"Wants={' '.join(dependencies)}"] if dependencies else []),
+        f"Wants={' '.join(dependencies)}",
         "StartLimitIntervalSec=600",
         "StartLimitBurst=20",
         "",

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from datetime import datetime
@@ -19,7 +20,8 @@ DOCUMENTATION = r"""
 module: appliance_status
 short_description: Tell how the services of an appliance are
 description:
-  - Looks at every unit of the appliance, at its container and at the model that is served. Changes nothing.
+  - Looks at every unit of the appliance, at its container and at the model that is served, and tells what the last
+    check for known holes found. Changes nothing.
 options: {}
 attributes:
   check_mode: {support: full, description: It only looks.}
@@ -64,6 +66,8 @@ lines:
 NOTHING = "-"
 MODEL_PORT = 8000
 MODEL_TIMEOUT = 3
+# Written by the role components.
+COMPONENTS_STATUS = "/var/lib/mlops/components/status"
 PROPERTIES = "Id,ActiveState,UnitFileState,StateChangeTimestamp,NRestarts,Result"
 
 
@@ -143,7 +147,8 @@ def describe(host: Host, properties: dict[str, str], container: dict[str, Any] |
     since = _time(properties.get("StateChangeTimestamp", ""))
     if container is None:
         return Unit(properties["Id"], state, since=since)
-    image, _, tag = container["Config"]["Image"].partition(":")
+    # A tag or a digest; the colon of a registry's port is before a slash.
+    image, tag = re.fullmatch(r"(.+?)(?:[:@]([^/]+))?", container["Config"]["Image"]).groups()  # type: ignore[union-attr]
     labels = container["Config"]["Labels"]
     bindings = (container["NetworkSettings"]["Ports"] or {}).values()
     # Docker lists a port of all addresses once more for IPv6.
@@ -239,6 +244,8 @@ def look(host: Host) -> dict[str, Any]:
     lines = table(rows, Unit)
     if models:
         lines += ["", *table(models, Model)]
+    if known := host.read(COMPONENTS_STATUS):
+        lines += ["", *known.splitlines()]
     if not rows:
         problems = ["there is no appliance on this host: site.yml makes it so"]
     elif all(row.state == "down" for row in rows):

@@ -9,8 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.container_host import GENERATED_SECRET_BYTES, SECRETS_DIR, Host, runner
+from ansible.module_utils.container_host import GENERATED_SECRET_BYTES, SECRETS_DIR, DiscreetModule, Host, runner
 from ansible.module_utils.container_unit import UNIT_DIR
 
 DOCUMENTATION = r"""
@@ -24,6 +23,10 @@ options:
     description: Unit to enable and start, a timer or a service. It restarts when its own file changes.
     type: str
     required: true
+  run:
+    description: Service to run to its end when something changed or when its last run failed.
+    type: str
+    default: ""
   files:
     description: Files to write, units among them.
     type: list
@@ -62,7 +65,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 changes:
-  description: Paths of files, C(not enabled) or C(not running).
+  description: Paths of files, C(not enabled), C(not running), or C(failed) for what O(run) names.
   returned: always
   type: list
   elements: str
@@ -70,6 +73,7 @@ changes:
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "unit": {"type": "str", "required": True},
+    "run": {"type": "str", "default": ""},
     "files": {
         "type": "list",
         "elements": "dict",
@@ -98,7 +102,7 @@ HIDDEN = "(a secret, not shown)\n"
 
 
 class UnitError(Exception):
-    """systemd refused; the message is its own."""
+    """systemd refused, or what was run failed; the message is its own."""
 
 
 def make_so(
@@ -106,13 +110,14 @@ def make_so(
     unit: str,
     files: Sequence[dict[str, Any]],
     secrets: Sequence[dict[str, Any]] = (),
+    run: str = "",
     *,
     check_mode: bool = False,
 ) -> dict[str, Any]:
-    """Write what differs, and start what does not run.
+    """Write what differs, run what depends on it, and start what does not run.
 
     Raises:
-        UnitError: systemd refused.
+        UnitError: systemd refused, or what was run failed.
     """
     changes: list[str] = []
     diff: list[dict[str, str]] = []
@@ -148,14 +153,28 @@ def make_so(
     state = dict(line.split("=", 1) for line in shown_unit.splitlines() if "=" in line)
     enabled, active = state.get("UnitFileState") == "enabled", state.get("ActiveState") == "active"
     changes += [reason for reason, applies in (("not enabled", not enabled), ("not running", not active)) if applies]
+    if run and host.run(["systemctl", "is-failed", run]).rc == 0:
+        changes.append("failed")
     if not check_mode:
         if any(path.startswith(UNIT_DIR) for path in changes):
             _systemctl(host, "daemon-reload")
-        if not enabled:
-            _systemctl(host, "enable", unit)
-        if own_file_changed or not active:
-            _systemctl(host, "restart", unit)
+        try:
+            # First: a run of this that is cut off leaves the unit idle, by which the next one knows.
+            if run and changes:
+                _run_to_its_end(host, run)
+        finally:
+            if not enabled:
+                _systemctl(host, "enable", unit)
+            if own_file_changed or not active:
+                _systemctl(host, "restart", unit)
     return {"changed": bool(changes), "changes": changes, "diff": diff}
+
+
+def _run_to_its_end(host: Host, service: str) -> None:
+    cursor = host.journal_cursor()
+    if host.run(["systemctl", "start", service]).rc != 0:
+        said = "\n".join(host.journal_since(service, cursor))
+        raise UnitError(f"{service} failed, and is tried again by its timer and the next run. It said:\n{said}")
 
 
 def _systemctl(host: Host, *arguments: str) -> None:
@@ -166,7 +185,7 @@ def _systemctl(host: Host, *arguments: str) -> None:
 
 def main() -> None:
     """Run as an Ansible module."""
-    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    module = DiscreetModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     try:
         result = make_so(Host(runner(module)), **module.params, check_mode=module.check_mode)
     except UnitError as error:

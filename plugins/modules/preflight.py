@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -42,6 +43,16 @@ options:
     type: list
     elements: path
     default: []
+  units:
+    description: Units of the host that are to run.
+    type: list
+    elements: str
+    default: []
+  untouched:
+    description: Services of the host that the run leaves alone.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode: {support: full, description: It only looks.}
 author: [The mlops-appliance authors]
@@ -57,8 +68,18 @@ file_digests:
   description: SHA-256 of each of O(files) that is root's and that everybody may read, and empty for the others.
   returned: success
   type: dict
+units_idle:
+  description: Those of O(units) that do not run.
+  returned: success
+  type: list
+  elements: str
 images_present:
   description: References of the container engine's images, by tag and by digest.
+  returned: success
+  type: list
+  elements: str
+images_listed:
+  description: What a list of components is of, as C(service=reference).
   returned: success
   type: list
   elements: str
@@ -83,12 +104,47 @@ store:
   type: str
 """
 
+UNITS = Path("/etc/systemd/system")
 LISTENING = "0A"
 SUPPORTED = {"debian": 13}
 
 # Written by the role mlflow when MLflow is healthy on its store.
 STORE_FILE = Path("/var/lib/mlops/mlflow-store")
+# Written by the role components.
+COMPONENTS = Path("/var/lib/mlops/components")
 STORE_NAMES = {"sqlite": "SQLite", "postgres": "the appliance's PostgreSQL"}
+
+
+def unreachable(units: Mapping[str, str], untouched: Iterable[str]) -> list[str]:
+    """Complaints about services that a former version made and the run leaves so: the firewall would cut them off.
+
+    Args:
+        units: texts of the appliance's units by name.
+        untouched: services that the run leaves alone.
+    """
+    former = {name for name, text in units.items() if "docker create" in text and "--mac-address=" not in text}
+    cut_off = [service for service in untouched if f"mlops-{service}" in former]
+    if not cut_off:
+        return []
+    complaint = (
+        f"tags: a former version made {', '.join(cut_off)}, which this run leaves alone and whose containers the "
+        "firewall does not know: make all services anew first, with `make site`, which has no tag."
+    )
+    return [complaint]
+
+
+def listed_images(directory: Path) -> list[str]:
+    """What a list of components is of, as ``service=reference``; one that cannot be read is made anew.
+
+    Args:
+        directory: where the lists are.
+    """
+    listed = []
+    for path in sorted(directory.glob("*.cdx.json")):
+        with suppress(ValueError):
+            document = json.loads(path.read_text(encoding="utf-8"))
+            listed.append(f"{path.name.removesuffix('.cdx.json')}={document['metadata']['component']['name']}")
+    return listed
 
 
 def listening_ports(tables: Iterable[str]) -> set[int]:
@@ -217,6 +273,8 @@ def main() -> None:
             "store": {"type": "dict", "default": {}},
             "packages": {"type": "list", "elements": "str", "default": []},
             "files": {"type": "list", "elements": "path", "default": []},
+            "units": {"type": "list", "elements": "str", "default": []},
+            "untouched": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
@@ -238,6 +296,8 @@ def main() -> None:
         images = module.run_command([docker, "image", "ls", "--digests", f"--format={names}"])[1].split()
         if out.split():
             ours = published_ports(module.run_command([docker, "inspect", *out.split()])[1])
+    written = {path.stem: path.read_text(encoding="utf-8") for path in UNITS.glob("mlops-*.service")}
+    complaints += unreachable(written, module.params["untouched"])
     tables = [
         path.read_text(encoding="ascii") for path in map(Path, ("/proc/net/tcp", "/proc/net/tcp6")) if path.exists()
     ]
@@ -262,15 +322,18 @@ def main() -> None:
         module.fail_json(msg="Nothing was changed. " + "\n".join(complaints))
     shown = "--showformat=${Package} ${db:Status-Status}\n"
     listed = module.run_command(["dpkg-query", "--show", shown, *module.params["packages"]])[1]
-    units = (path.stem.removeprefix("mlops-") for path in Path("/etc/systemd/system").glob("mlops-*.service"))
     module.exit_json(
         changed=False,
         engine_present=engine_present,
         packages_missing=missing_packages(module.params["packages"], listed),
         file_digests={path: file_digest(Path(path)) for path in module.params["files"]},
+        units_idle=[
+            unit for unit in module.params["units"] if module.run_command(["systemctl", "is-active", unit])[0] != 0
+        ],
         images_present=images,
+        images_listed=listed_images(COMPONENTS),
         networks_present=networks,
-        services_present=sorted(units),
+        services_present=sorted(unit.removeprefix("mlops-") for unit in written),
         store=present,
     )
 

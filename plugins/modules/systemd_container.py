@@ -7,7 +7,15 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.container_host import Host, Outcome, Service, ServiceError, forget_name, runner
+from ansible.module_utils.container_host import (
+    DiscreetModule,
+    Host,
+    Outcome,
+    Service,
+    ServiceError,
+    forget_name,
+    runner,
+)
 from ansible.module_utils.container_unit import ContainerSpec, InvalidSpecError
 
 DOCUMENTATION = r"""
@@ -20,7 +28,9 @@ description:
     with the last log lines.
 options:
   name:
-    description: The service. Its unit is C(mlops-NAME.service), its container C(mlops-NAME), its DNS alias C(NAME).
+    description:
+      - The service. Its unit is C(mlops-NAME.service), its container C(mlops-NAME), its DNS alias C(NAME).
+      - A model server beside the first is C(serving-MODEL), and the same service to the firewall.
     type: str
     required: true
   state:
@@ -72,13 +82,8 @@ options:
     description: Writable directories in memory and their sizes.
     type: dict
     default: {/tmp: 64m}
-  networks:
-    description: Docker networks to join; they exist already.
-    type: list
-    elements: str
-    default: [mlops]
   aliases:
-    description: Names beside its own that lead to it in these networks, such as the one that replicas share.
+    description: Names beside its own that lead to it in the network C(mlops), such as the one that replicas share.
     type: list
     elements: str
     default: []
@@ -87,15 +92,22 @@ options:
     type: list
     elements: str
     default: []
+  egress:
+    description:
+      - Whether it may open connections out of the appliance, and ask for names there. Which services reach one another
+        is the role host's C(__host_edges).
+    type: bool
+    default: false
   after:
     description: Services that are to be ready before this one starts.
     type: list
     elements: str
     default: []
   user:
-    description: Numeric user and group of the container's processes. Root is refused.
+    description:
+      - Numeric user and group of the container's processes, which no other service has; root is refused.
+      - The volumes that it writes become theirs when it starts. Required when O(state=present).
     type: str
-    default: "10001:10001"
   capabilities:
     description: Capabilities to keep; say why beside it.
     type: list
@@ -155,6 +167,7 @@ EXAMPLES = r"""
     description: MLflow tracking server
     image: mlops-mlflow:3f2a9c0d1b4e
     command: [mlflow, server, --host=0.0.0.0]
+    user: "10004:10004"
     volumes: ["mlops_mlflow_data:/var/lib/mlflow"]
     publish: ["127.0.0.1:5000:5000"]
     memory: 1g
@@ -214,11 +227,11 @@ ARGUMENT_SPEC: dict[str, Any] = {
     },
     "volumes": {"type": "list", "elements": "str", "default": []},
     "tmpfs": {"type": "dict", "default": {"/tmp": "64m"}},
-    "networks": {"type": "list", "elements": "str", "default": ["mlops"]},
     "aliases": {"type": "list", "elements": "str", "default": []},
     "publish": {"type": "list", "elements": "str", "default": []},
+    "egress": {"type": "bool", "default": False},
     "after": {"type": "list", "elements": "str", "default": []},
-    "user": {"type": "str", "default": "10001:10001"},
+    "user": {"type": "str"},
     "capabilities": {"type": "list", "elements": "str", "default": []},
     "read_only": {"type": "bool", "default": True},
     "init": {"type": "bool", "default": False},
@@ -255,9 +268,9 @@ def make_so(module: AnsibleModule, host: Host) -> Outcome:
 
 def main() -> None:
     """Run as an Ansible module."""
-    module = AnsibleModule(
+    module = DiscreetModule(
         argument_spec=ARGUMENT_SPEC,
-        required_if=[("state", "present", ("image", "description", "health"))],
+        required_if=[("state", "present", ("image", "description", "health", "user"))],
         supports_check_mode=True,
     )
 

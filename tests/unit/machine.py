@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.container_host import UNIT_DIR, CommandResult, Host
+from ansible.module_utils.container_unit import OWN_VOLUMES
 
 
 def _always_healthy(unit_text: str) -> bool:
@@ -59,6 +60,8 @@ class Machine:
         self.commands.append(list(command))
         program, *arguments = command
         answer = {"/usr/bin/docker": self._docker, "systemctl": self._systemctl, "journalctl": self._journalctl}
+        if program == OWN_VOLUMES:
+            return CommandResult(0, "", "")
         return answer[program](arguments)
 
     def _docker(self, arguments: list[str]) -> CommandResult:

@@ -207,6 +207,24 @@ def test_the_model_that_is_served_is_shown(
         assert machine.look()["models"] == [{"server": "serving", **shown}]
 
 
+def test_what_the_last_check_for_known_holes_found_is_a_line(machine: Machine) -> None:
+    machine.unit("mlops-mlflow.service")
+    machine.containers = [container("mlflow")]
+    status = machine.root / "var/lib/mlops/components/status"
+    status.parent.mkdir(parents=True)
+    status.write_text("Known holes in 3 images, checked: never.\n")
+    assert machine.look()["lines"][-1] == "Known holes in 3 images, checked: never."
+
+
+@pytest.mark.parametrize("name", ["mlops-mlflow:3d6c", "registry.example:5000/team/mlflow@sha256:3d6c"])
+def test_an_image_is_shown_by_its_name_without_tag_or_digest(machine: Machine, name: str) -> None:
+    machine.unit("mlops-mlflow.service")
+    document = container("mlflow")
+    document["Config"]["Image"] = name
+    machine.containers = [document]
+    assert machine.look()["units"][0]["image"] == name.removesuffix(":3d6c").removesuffix("@sha256")
+
+
 def test_lines_are_columns_under_their_names(machine: Machine) -> None:
     head, row = machine.look()["lines"][:2]
     assert head.startswith("unit ")

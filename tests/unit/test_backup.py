@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from role_programs import loaded
 
-FILE = Path(__file__).parents[2] / "roles" / "backup" / "files" / "appliance_backup.py"
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("appliance_backup", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["appliance_backup"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-appliance_backup = load()
+appliance_backup = loaded("backup", "appliance_backup")
 BackupError = appliance_backup.BackupError
 
 
@@ -48,6 +33,8 @@ class Appliance(appliance_backup.Appliance):  # type: ignore[misc, name-defined]
         self.taken: list[dict[str, Any]] = []
         self.commands: list[str] = []
         self.damaged = False
+        self.forgets = False
+        self.append_only = False
         self.running = ""
         self.loaded = b""
         self.dumped = b"the dump"
@@ -67,6 +54,8 @@ class Appliance(appliance_backup.Appliance):  # type: ignore[misc, name-defined]
         match arguments:
             case ["volume", "inspect", *_]:
                 return (0, f"{place}\n") if place.exists() else (1, "no such volume")
+            case ["volume", "ls", "--quiet"]:
+                return 0, "".join(f"{path.name}\n" for path in self.volumes.iterdir())
             case ["volume", "create", _]:
                 place.mkdir(parents=True, exist_ok=True)
                 return 0, ""
@@ -109,6 +98,11 @@ class Appliance(appliance_backup.Appliance):  # type: ignore[misc, name-defined]
                 )
             case "snapshots":
                 return json.dumps([item for item in self.taken if options.get("--host") in {None, item["hostname"]}])
+            case "forget":
+                forgotten = self.taken[:-1] if self.forgets else []
+                if not self.append_only:
+                    self.taken = [item for item in self.taken if item not in forgotten]
+                return json.dumps([{"keep": self.taken[-1:], "remove": forgotten or None}])
             case "stats":
                 return json.dumps({"total_size": 4096})
             case "dump":
@@ -212,7 +206,22 @@ class TestBackup:
     def test_periods_decide_what_stays(self, appliance: Appliance) -> None:
         appliance.back_up()
         (forgotten,) = (command for command in appliance.commands if " forget " in command)
-        assert forgotten.endswith("--tag=mlops --host=one --group-by=host --prune --keep-daily=7 --keep-within=3d")
+        assert forgotten.endswith("--tag=mlops --host=one --group-by=host --keep-daily=7 --keep-within=3d")
+
+    def test_what_is_forgotten_makes_room(self, appliance: Appliance) -> None:
+        appliance.back_up()
+        assert "restic_stand_in prune" not in appliance.commands, "there was nothing to forget"
+        appliance.forgets = True
+        assert "append-only" not in appliance.back_up()
+        assert len(appliance.taken) == 1
+        assert "restic_stand_in prune" in appliance.commands
+
+    def test_what_an_append_only_repository_keeps_is_said_and_no_failure(self, appliance: Appliance) -> None:
+        appliance.back_up()
+        appliance.forgets = appliance.append_only = True
+        assert appliance.back_up().endswith("checked. It is append-only: of the snapshots to forget 1 stayed.")
+        assert "mlops_backup_snapshots 2" in appliance.metrics.read_text()
+        assert "restic_stand_in prune" not in appliance.commands, "it would only grow by that"
 
     def test_a_host_that_lost_its_database_is_no_backup(self, appliance: Appliance) -> None:
         appliance.back_up()
@@ -265,9 +274,14 @@ class TestRestore:
         assert not (appliance.volumes / "mlops_mlflow_artifacts/_data/later").exists()
 
     def test_a_model_of_before_is_not_served_as_one_of_the_backup(self, appliance: Appliance) -> None:
+        # Those of the first model server, a replica, and a further model.
+        names = [f"mlops_model_artifacts{end}" for end in ("", "_2", "-model-b")]
+        for name in names:
+            (appliance.made_volume(name) / "model").write_text("served")
         appliance.back_up()
         appliance.restore("latest")
-        assert list((appliance.volumes / "mlops_model_artifacts/_data").iterdir()) == []
+        for name in names:
+            assert list((appliance.volumes / name / "_data").iterdir()) == [], name
 
     def test_nothing_is_moved_while_services_run(self, appliance: Appliance) -> None:
         appliance.back_up()

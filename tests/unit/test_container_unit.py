@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.container_unit import (
+    OWN_VOLUMES,
     ConfigFile,
     ContainerSpec,
     Health,
@@ -25,6 +26,7 @@ def spec(**changes: Any) -> ContainerSpec:
         "image": "image:1",
         "description": "a web server",
         "health": Health("curl localhost"),
+        "user": "10020:10020",
     }
     return ContainerSpec(**{**values, **changes})
 
@@ -41,7 +43,7 @@ def directives(text: str, name: str) -> list[str]:
 @pytest.mark.parametrize(
     "option",
     [
-        "--user=10001:10001",
+        "--user=10020:10020",
         "--cap-drop=ALL",
         "--security-opt=no-new-privileges",
         "--read-only",
@@ -63,8 +65,8 @@ def test_systemd_owns_the_life_of_the_container() -> None:
     assert directives(text, "Restart") == ["always"]
     assert directives(text, "PartOf") == ["mlops.target"]
     assert directives(text, "WantedBy") == ["mlops.target"]
-    assert directives(text, "After") == ["docker.service mlops-database.service"]
-    assert directives(text, "Wants") == ["mlops-database.service"]
+    assert directives(text, "After") == ["docker.service mlops-firewall.service mlops-database.service"]
+    assert directives(text, "Wants") == ["mlops-firewall.service mlops-database.service"]
     assert directives(text, "ExecStart") == ["/usr/bin/docker start --attach mlops-web"]
 
 
@@ -75,29 +77,61 @@ def test_started_means_healthy() -> None:
 
 
 def test_a_stale_container_is_removed_in_bounded_time_before_the_new_one_is_made() -> None:
-    first, *_ = directives(render_unit(spec(), "f"), "ExecStartPre")
-    assert shlex.split(first) == ["-/bin/sh", "-c", "timeout 30 docker rm --force --volumes mlops-web >/dev/null 2>&1"]
+    _, second, *_ = directives(render_unit(spec(), "f"), "ExecStartPre")
+    assert shlex.split(second) == ["-/bin/sh", "-c", "timeout 30 docker rm --force --volumes mlops-web >/dev/null 2>&1"]
 
 
 def test_a_volume_without_a_name_is_made_with_the_container_and_goes_with_it() -> None:
     scratch = spec(volumes=("data:/data", "/var/tmp"))
     validate(scratch)
     text = render_unit(scratch, "f")
-    assert {"--volume=data:/data", "--volume=/var/tmp"} <= set(create_options(text))
+    assert {"--volume=data:/data:nocopy", "--volume=/var/tmp"} <= set(create_options(text))
     (removal,) = directives(text, "ExecStopPost")
     assert "docker rm --force --volumes mlops-web" in removal
 
 
-def test_further_networks_are_joined_under_the_same_name() -> None:
-    text = render_unit(spec(networks=("mlops", "mlops-data")), "f")
-    assert "/usr/bin/docker network connect --alias=web mlops-data mlops-web" in directives(text, "ExecStartPre")
+def test_a_service_owns_the_volumes_that_it_writes_before_its_container_is_made() -> None:
+    text = render_unit(spec(volumes=("data:/data", "shared:/shared:ro", "/srv/corpus:/corpus", "/var/tmp")), "f")
+    steps = directives(text, "ExecStartPre")
+    taking = f"{OWN_VOLUMES} 10020:10020 data"
+    assert taking in steps
+    assert steps.index(taking) < next(index for index, step in enumerate(steps) if "docker create" in step)
+    # The owner of the image's directory would be the empty volume's again.
+    assert {"--volume=data:/data:nocopy", "--volume=shared:/shared:ro,nocopy"} <= set(create_options(text))
+
+
+def test_a_service_without_a_volume_has_none_to_own() -> None:
+    assert OWN_VOLUMES not in render_unit(spec(volumes=("/srv/corpus:/corpus:ro",)), "f")
+
+
+def test_no_container_starts_without_the_firewall_and_one_that_runs_stays() -> None:
+    text = render_unit(spec(), "f")
+    first, *_ = directives(text, "ExecStartPre")
+    assert first == "/usr/bin/systemctl is-active --quiet mlops-firewall.service"
+    assert directives(text, "Requires") == ["docker.service"]
+
+
+def test_a_container_has_an_address_by_which_the_firewall_knows_its_service() -> None:
+    service, replica, other = (spec(name=name).mac_address for name in ("web", "web_2", "database"))
+    assert service.startswith("02:6d:6c:")
+    assert (service[-2:], replica[-2:]) == ("01", "02")
+    assert service[:-2] == replica[:-2]
+    assert service[:-2] != other[:-2]
+    assert f"--mac-address={service}" in create_options(render_unit(spec(), "f"))
+
+
+def test_only_who_has_a_way_out_has_a_sign_of_it_and_a_resolver() -> None:
+    inside, outside = spec(), spec(egress=True)
+    assert int(outside.mac_address[-2:], 16) == int(inside.mac_address[-2:], 16) | 0x80
+    assert "--dns=0.0.0.0" in create_options(render_unit(inside, "f"))
+    assert not [option for option in create_options(render_unit(outside, "f")) if option.startswith("--dns")]
 
 
 def test_a_secret_reaches_the_container_as_a_file_that_only_its_user_reads() -> None:
     text = render_unit(spec(secrets=(Secret("web_key", "/run/secrets/key", "TOP SECRET"),)), "f")
     assert "TOP SECRET" not in text
     assert (
-        "/usr/bin/install --owner=10001 --group=10001 --mode=0400 /etc/mlops/secrets/web_key /run/mlops/web/web_key"
+        "/usr/bin/install --owner=10020 --group=10020 --mode=0400 /etc/mlops/secrets/web_key /run/mlops/web/web_key"
         in directives(text, "ExecStartPre")
     )
     assert "--mount=type=bind,source=/run/mlops/web/web_key,target=/run/secrets/key,readonly" in create_options(text)
@@ -144,7 +178,8 @@ def test_arguments_reach_the_program_to_the_letter(argument: str, written: str) 
         ({"volumes": ("data",)}, "volumes"),
         ({"volumes": ("data:/a:ro:/b",)}, "volumes"),
         ({"volumes": ("",)}, "volumes"),
-        ({"networks": ()}, "networks"),
+        ({"name": "web_128"}, "name"),
+        ({"capabilities": ("NET_RAW",)}, "capabilities"),
         ({"tmpfs": {"tmp": "1m"}}, "tmpfs"),
         ({"tmpfs": {"/tmp": "big"}}, "tmpfs[/tmp]"),
         ({"files": (ConfigFile("../passwd", "x", "/x"),)}, "file name"),

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from role_programs import loaded
 
-PROGRAM = Path(__file__).parents[2] / "roles" / "mlflow" / "files" / "copy_store.py"
-spec = importlib.util.spec_from_file_location("copy_store", PROGRAM)
-assert spec
-assert spec.loader
-copy_store = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(copy_store)
+copy_store = loaded("mlflow", "copy_store")
 
 METADATA = sa.MetaData()
 METRICS = sa.Table(

@@ -24,12 +24,17 @@ class Machine:
         self.commands: list[str] = []
         self.enabled = self.active = False
         self.refuses = ""
+        self.failed = False
 
     def run(self, command: Sequence[str]) -> CommandResult:
         _, verb, *_ = command
         if verb == "show":
             states = ("active" if self.active else "inactive", "enabled" if self.enabled else "disabled")
             return CommandResult(0, "ActiveState={}\nUnitFileState={}\n".format(*states), "")
+        if verb == "is-failed":
+            return CommandResult(0 if self.failed else 1, "", "")
+        if command[0] == "journalctl":
+            return CommandResult(0, "no answer\n", "")
         self.commands.append(" ".join(command[1:]))
         if verb == self.refuses:
             return CommandResult(1, "", "no such unit")
@@ -37,9 +42,9 @@ class Machine:
         self.active |= verb == "restart"
         return CommandResult(0, "", "")
 
-    def apply(self, files: Any = FILES, secrets: Any = (), check_mode: bool = False) -> dict[str, Any]:
+    def apply(self, files: Any = FILES, secrets: Any = (), run: str = "", check_mode: bool = False) -> dict[str, Any]:
         self.commands.clear()
-        return host_unit.make_so(self.host, "sweep.timer", files, secrets, check_mode=check_mode)
+        return host_unit.make_so(self.host, "sweep.timer", files, secrets, run, check_mode=check_mode)
 
 
 @pytest.fixture
@@ -116,3 +121,33 @@ def test_what_systemd_refuses_is_said(machine: Machine) -> None:
     machine.refuses = "enable"
     with pytest.raises(host_unit.UnitError, match="no such unit"):
         machine.apply()
+
+
+class TestRun:
+    """A service that is run to its end when what it depends on changed."""
+
+    SERVICE = "sweep.service"
+
+    def test_it_runs_after_a_change_of_any_file_and_not_without_one(self, machine: Machine) -> None:
+        machine.apply(run=self.SERVICE)
+        # Who was cut off in between finds the timer idle, and runs it again.
+        assert machine.commands == ["daemon-reload", "start sweep.service", "enable sweep.timer", "restart sweep.timer"]
+        machine.apply([FILES[0], {**FILES[1], "content": "#!/bin/bash\n"}], run=self.SERVICE)
+        assert machine.commands == ["start sweep.service"]
+        machine.apply([FILES[0], {**FILES[1], "content": "#!/bin/bash\n"}], run=self.SERVICE)
+        assert machine.commands == []
+
+    def test_one_that_failed_runs_again(self, machine: Machine) -> None:
+        machine.apply(run=self.SERVICE)
+        machine.failed = True
+        assert machine.apply(run=self.SERVICE, check_mode=True)["changes"] == ["failed"]
+        assert machine.commands == []
+        assert machine.apply(run=self.SERVICE)["changes"] == ["failed"]
+        assert machine.commands == ["start sweep.service"]
+
+    def test_what_it_said_is_in_the_error_and_the_timer_tries_again(self, machine: Machine) -> None:
+        machine.refuses = "start"
+        with pytest.raises(host_unit.UnitError, match=r"sweep.service failed, .*\nno answer"):
+            machine.apply(run=self.SERVICE)
+        assert machine.enabled
+        assert machine.active

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -161,6 +162,10 @@ class TestSources:
         found = self.source("server", "registry", image="registry.example/server:2")
         assert found == {"source": "registry", "reference": "registry.example/server:2"}
 
+    def test_an_image_by_tag_and_digest_is_known_by_its_digest(self) -> None:
+        found = self.source("server", "registry", image=f"registry.example:5000/team/server:2@sha256:{'a' * 64}")
+        assert found["reference"] == f"registry.example:5000/team/server@sha256:{'a' * 64}"
+
     def test_what_the_operator_does_not_choose_comes_from_where_the_others_come_from(self) -> None:
         assert self.source("server", "")["source"] == "build"
 
@@ -214,6 +219,31 @@ class TestSources:
         assert "dashboards_image_source" in message
         assert "registry" in message
         assert "archive" in message
+
+
+class TestChecksums:
+    def checksums(self, archive: Path) -> None:
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        (archive.parent / "SHA256SUMS").write_text(f"{'0' * 64}  other.tar\n{digest}  {archive.name}\n")
+
+    def test_an_archive_with_its_checksum_is_loaded(self, archives: Path) -> None:
+        save(archives / "server.tar", [{"RepoTags": ["server:3"]}])
+        self.checksums(archives / "server.tar")
+        assert images.verified_archive(str(archives / "server.tar")) == str(archives / "server.tar")
+
+    def test_one_that_was_exchanged_is_refused_with_the_way_out(self, archives: Path) -> None:
+        save(archives / "server.tar", [{"RepoTags": ["server:3"]}])
+        self.checksums(archives / "server.tar")
+        save(archives / "server.tar", [{"RepoTags": ["server:4"]}])
+        with pytest.raises(AnsibleFilterError) as refused:
+            images.verified_archive(str(archives / "server.tar"))
+        assert str(archives / "SHA256SUMS") in str(refused.value)
+        assert "sha256sum *.tar > SHA256SUMS" in str(refused.value)
+
+    def test_one_without_checksums_is_refused(self, archives: Path) -> None:
+        save(archives / "server.tar", [{"RepoTags": ["server:3"]}])
+        with pytest.raises(AnsibleFilterError, match="SHA256SUMS: No such file"):
+            images.verified_archive(str(archives / "server.tar"))
 
 
 class TestContexts:

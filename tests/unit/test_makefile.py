@@ -25,6 +25,7 @@ LINES = {
     "down": f"{PLAYBOOK} playbooks/down.yml",
     "down-volumes": f"{PLAYBOOK} playbooks/down_volumes.yml",
     "status": f"{PLAYBOOK} playbooks/status.yml",
+    "components": f"{PLAYBOOK} playbooks/components.yml",
     "logs": f"{PLAYBOOK} playbooks/logs.yml\n.local/logs",
     "logs-mlflow": f"{PLAYBOOK} playbooks/logs.yml -e service=mlflow\n.local/logs",
     "logs-serve": f"{PLAYBOOK} playbooks/logs.yml -e service=serve\n.local/logs",
@@ -32,6 +33,7 @@ LINES = {
     "restart-serve": f"{PLAYBOOK} playbooks/restart.yml -e service=serve",
     "restart-serving": f"{PLAYBOOK} playbooks/restart.yml -e service=serving",
     "shell-train": f"{PLAYBOOK} playbooks/shell_train.yml --tags train\n.local/shell-train",
+    "tokens": f"{PLAYBOOK} playbooks/tokens.yml",
     "backup": f"{PLAYBOOK} playbooks/backup.yml",
     "restore": f"{PLAYBOOK} playbooks/restore.yml",
     "docker-build": f"{PLAYBOOK} playbooks/images.yml --tags full,train",
@@ -74,6 +76,35 @@ def test_a_playbook_that_looks_at_the_settings_knows_those_of_every_role(playboo
 @pytest.mark.parametrize("target", ["down-volumes", "restore"])
 def test_what_asks_takes_its_answer_from_confirm(target: str) -> None:
     assert dry_run(target, "CONFIRM=yes") == f"{LINES[target]} -e confirm=yes"
+
+
+def test_tokens_are_made_and_revoked_by_the_name_of_their_client() -> None:
+    assert dry_run("token", "NAME=shop") == f"{PLAYBOOK} playbooks/token.yml -e client='shop'"
+    wanted = f"{PLAYBOOK} playbooks/revoke.yml -e client='shop' -e digest='3fa9'"
+    assert dry_run("revoke", "NAME=shop", "DIGEST=3fa9") == wanted
+
+
+def test_a_version_is_promoted_by_its_model_and_number() -> None:
+    wanted = f"{PLAYBOOK} playbooks/promote.yml -e model='code-search' -e version='3'"
+    assert dry_run("promote", "NAME=code-search", "VERSION=3") == wanted
+
+
+def test_wheels_are_brought_for_a_model_and_number() -> None:
+    wanted = f"{PLAYBOOK} playbooks/wheels.yml -e model='wine' -e version='3'"
+    assert dry_run("wheels", "NAME=wine", "VERSION=3") == wanted
+
+
+def test_a_secret_is_made_anew_by_its_name_for_every_service() -> None:
+    wanted = f"{PLAYBOOK} playbooks/rotate.yml --tags full -e secret='postgres_password'"
+    assert dry_run("rotate", "NAME=postgres_password") == wanted
+
+
+def test_a_token_is_shown_by_one_task_and_logged_by_none() -> None:
+    (play,) = yaml.safe_load((ROOT / "playbooks" / "token.yml").read_text())
+    (make,) = (task for task in play["tasks"] if "api_tokens" in task)
+    assert make["no_log"] is True
+    showing = [task for task in play["tasks"] if "made" in str(task.get("ansible.builtin.debug"))]
+    assert [task["ansible.builtin.debug"] for task in showing] == [{"msg": "{{ made.token }}"}]
 
 
 def test_help_lists_every_target() -> None:

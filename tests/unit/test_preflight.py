@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, ClassVar
 
 import preflight
 import pytest
 import yaml
 from conftest import load_plugin
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 settings = load_plugin("action/preflight.py")
 
@@ -25,11 +30,101 @@ SPECS = {
     }
 }
 
+EXPOSED = {
+    "nginx_exposed": True,
+    "nginx_bind_address": "0.0.0.0",
+    "mlflow_login": True,
+    "nginx_tls_certificate": "tls.crt",
+    "nginx_tls_key": "tls.key",
+    "nginx_allowed_networks": ["10.1.0.0/16", "192.168.7.9", "2001:db8::/32"],
+    "nginx_api_tokens": True,
+    "nginx_api_client_ca": "",
+}
+CLOSED = {"nginx_exposed": False, "nginx_bind_address": "127.0.0.1", "nginx_allowed_networks": []}
+
 TCP = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1
    1: 0100007F:0050 0100007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 2 1
 """
+
+
+def self_signed(password: str = "") -> tuple[str, str]:
+    """A certificate and its key, encrypted with a password unless that is empty."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+    signed = made.not_valid_before(now).not_valid_after(now + timedelta(days=1)).sign(key, hashes.SHA256())
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if password:
+        encryption = serialization.BestAvailableEncryption(password.encode())
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    return signed.public_bytes(serialization.Encoding.PEM).decode(), private.decode()
+
+
+def test_signatures_need_a_login() -> None:
+    assert settings.unguarded_signatures({}) == []
+    assert settings.unguarded_signatures({"serving_require_signature": True, "mlflow_login": "yes"}) == []
+    (complaint,) = settings.unguarded_signatures({"serving_require_signature": "yes"})
+    assert complaint.startswith("serving_require_signature: without a login")
+
+
+DIGEST = f"sha256:{'a' * 64}"
+
+
+class TestImages:
+    def test_a_list_of_components_says_of_which_image_it_is(self, tmp_path: Path) -> None:
+        assert preflight.listed_images(tmp_path / "none") == []
+        (tmp_path / "web.cdx.json").write_text('{"metadata": {"component": {"name": "web:2"}}}')
+        (tmp_path / "holes.json").write_text("{}")
+        # As a host that lost its power leaves it: it is made anew.
+        (tmp_path / "cut.cdx.json").write_text("")
+        assert preflight.listed_images(tmp_path) == ["web=web:2"]
+
+    def test_one_of_a_registry_needs_a_digest(self) -> None:
+        (complaint,) = settings.unsure_images({"web_image": "registry.example:5000/web:2"}, ["web"])
+        assert complaint.startswith("web_image: 'registry.example:5000/web:2' has no digest")
+        assert "write registry.example:5000/web:2@sha256:" in complaint
+        assert "docker pull registry.example:5000/web:2" in complaint
+
+    @pytest.mark.parametrize("digest", ["sha256:abc", "sha256:", f"md5:{'a' * 64}", f"{DIGEST}0"])
+    def test_a_digest_that_is_none_is_refused(self, digest: str) -> None:
+        assert settings.unsure_images({"web_image": f"web:2@{digest}"}, ["web"]) != []
+
+    @pytest.mark.parametrize("image", [f"web@{DIGEST}", f"registry.example:5000/team/web:2@{DIGEST}", ""])
+    def test_one_with_a_digest_and_none_are_accepted(self, image: str) -> None:
+        assert settings.unsure_images({"web_image": image}, ["web"]) == []
+
+    def test_a_registry_has_to_be_told_which_image(self) -> None:
+        (complaint,) = settings.unsure_images({"web_image_source": "registry"}, ["web"])
+        assert complaint.startswith("web_image: a registry is to provide the image")
+
+    def test_archives_have_a_directory(self) -> None:
+        (complaint,) = settings.unsure_images({"mlops_image_source": "archive", "mlops_image_archives": ""}, ["web"])
+        assert complaint == "mlops_image_archives: name the directory on the controller that has web.tar."
+
+    def test_services_that_are_not_of_this_run_are_not_looked_at(self) -> None:
+        assert settings.unsure_images({"web_image": "web:2"}, ["other"]) == []
+
+    def archived(self, directory: Path) -> list[str]:
+        values = {"mlops_image_source": "archive", "mlops_image_archives": str(directory), "web_image": "web:2"}
+        complaints: list[str] = settings.unsure_images({**values, "web_image_source": "archive"}, ["web", "other"])
+        return complaints
+
+    def test_archives_need_a_file_of_checksums(self, tmp_path: Path) -> None:
+        (complaint,) = self.archived(tmp_path)
+        assert complaint.startswith(f"mlops_image_archives: {tmp_path}/SHA256SUMS is missing")
+        assert "sha256sum *.tar > SHA256SUMS" in complaint
+
+    def test_each_archive_needs_a_line_in_it(self, tmp_path: Path) -> None:
+        (tmp_path / "SHA256SUMS").write_text(f"{'a' * 64}  web.tar\nnothing  other.tar\n")
+        (complaint,) = self.archived(tmp_path)
+        assert "SHA256SUMS has no checksum of other.tar" in complaint
+
+    def test_archives_with_checksums_are_accepted(self, tmp_path: Path) -> None:
+        (tmp_path / "SHA256SUMS").write_text(f"{'a' * 64}  web.tar\n{'b' * 64} *other.tar\n")
+        assert self.archived(tmp_path) == []
 
 
 class TestPasswords:
@@ -69,6 +164,257 @@ class TestLogins:
     def test_a_login_that_grafana_could_not_be_told_is_refused(self, user: str) -> None:
         (complaint,) = settings.unfit_logins({"grafana_admin_user": user})
         assert complaint.startswith(f"grafana_admin_user: {user!r} is refused")
+
+
+class TestNetwork:
+    """Closed by default, and refused when half open."""
+
+    @pytest.mark.parametrize("values", [{}, CLOSED, EXPOSED])
+    def test_closed_is_accepted_and_so_is_open_with_all_that_it_takes(self, values: dict[str, object]) -> None:
+        assert settings.half_open(values) == []
+        assert settings.open_addresses(values, is_local=False) == []
+
+    def test_a_half_open_one_is_refused_with_everything_that_is_missing_at_once(self) -> None:
+        (complaint,) = settings.half_open({"nginx_exposed": "yes"})
+        assert complaint.startswith("nginx_exposed: it opens MLflow and the model API to a network, and lacks ")
+        for name in ("mlflow_login", "nginx_tls_certificate", "nginx_allowed_networks", "nginx_api_tokens"):
+            assert name in complaint
+        assert "SSH tunnel" in complaint
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("mlflow_login", False),
+            ("nginx_tls_certificate", ""),
+            ("nginx_tls_key", ""),
+            ("nginx_allowed_networks", []),
+            ("nginx_api_tokens", False),
+        ],
+    )
+    def test_each_thing_that_is_missing_is_named_alone(self, name: str, value: object) -> None:
+        (complaint,) = settings.half_open(EXPOSED | {name: value})
+        assert name in complaint
+        assert ";" not in complaint
+
+    @pytest.mark.parametrize("name", ["nginx_tls_certificate", "nginx_tls_key"])
+    def test_a_certificate_comes_with_its_key(self, name: str) -> None:
+        (complaint,) = settings.half_open({name: "tls.pem"})
+        assert complaint.startswith("nginx_tls_certificate, nginx_tls_key: one without the other")
+
+    @pytest.mark.parametrize("way", ["acme", "own_ca"])
+    def test_a_certificate_may_come_from_elsewhere(self, way: str) -> None:
+        values = EXPOSED | {"nginx_tls": way, "nginx_tls_certificate": "", "nginx_tls_key": ""}
+        values |= {"mlops_server_names": ["mlops.example.org", "localhost"]}
+        assert settings.half_open(values) == settings.unfit_certificate(values) == []
+        (complaint,) = settings.half_open(values | {"nginx_tls": "none"})
+        assert "nginx_tls: acme or own_ca" in complaint
+
+    def test_files_are_needed_where_they_are_named_as_the_way(self) -> None:
+        (complaint,) = settings.half_open({"nginx_tls": "files"})
+        assert complaint.startswith("nginx_tls: 'files' needs nginx_tls_certificate and nginx_tls_key")
+
+    @pytest.mark.parametrize("way", ["none", "acme", "own_ca"])
+    def test_two_ways_at_once_are_refused(self, way: str) -> None:
+        complaints = settings.unfit_certificate(
+            EXPOSED | {"nginx_tls": way, "mlops_server_names": ["mlops.example.org"]}
+        )
+        assert [complaint.partition(":")[0] for complaint in complaints] == ["nginx_tls"]
+        assert "contradict each other" in complaints[0]
+
+    def test_an_acme_server_needs_a_dns_name_each_written_out_and_port_80(self) -> None:
+        values = {
+            "nginx_tls": "acme",
+            "nginx_bind_address": "127.0.0.1",
+            "mlops_server_names": ["localhost", "10.1.2.3"],
+        }
+        no_name, closed = settings.unfit_certificate(values)
+        assert no_name.startswith("mlops_server_names: an ACME server gives certificates for DNS names")
+        assert closed.startswith("nginx_tls: 'acme' with nginx_bind_address '127.0.0.1'")
+        (wildcard,) = settings.unfit_certificate(
+            values | {"nginx_bind_address": "0.0.0.0", "mlops_server_names": ["mlops.example.org", "*.example.org"]}
+        )
+        assert wildcard.startswith("mlops_server_names: '*.example.org': no certificate for all names of a domain")
+
+    def test_a_pair_is_looked_at_before_anything_is_changed(self) -> None:
+        pairs = [self_signed(), self_signed()]
+        assert settings.unfit_pair(*pairs[0]) == []
+        for certificate, key, said in (
+            (pairs[0][0], pairs[1][1], "nginx_tls_key: it is not the key of nginx_tls_certificate"),
+            ("no certificate", pairs[0][1], "nginx_tls_certificate: the file does not begin with a certificate"),
+            (pairs[0][0], "no key", "nginx_tls_key: the file holds no key in PEM format"),
+            (
+                pairs[0][0],
+                self_signed("a password")[1],
+                "nginx_tls_key: the file holds no key in PEM format that opens",
+            ),
+        ):
+            (complaint,) = settings.unfit_pair(certificate, key)
+            assert complaint.startswith(said)
+
+    def test_the_whole_world_is_written_out(self) -> None:
+        assert settings.half_open(EXPOSED | {"nginx_allowed_networks": ["0.0.0.0/0"]}) == []
+
+    @pytest.mark.parametrize("network", ["10.1.0.1/16", "example.org", "10.1.0.0/33", "all"])
+    def test_what_is_no_network_is_refused_with_one_that_is(self, network: str) -> None:
+        (complaint,) = settings.half_open({"nginx_allowed_networks": [network]})
+        assert complaint.startswith(f"nginx_allowed_networks: {network!r} is no network: ")
+        assert "10.1.0.0/16" in complaint
+
+    def test_certificates_of_clients_take_the_place_of_tokens(self) -> None:
+        values = EXPOSED | {"nginx_api_client_ca": "ca.pem"}
+        (complaint,) = settings.half_open(values)
+        assert complaint.startswith("nginx_api_client_ca: clients of the model API show a certificate or a token")
+        assert settings.half_open(values | {"nginx_api_tokens": False}) == []
+
+    def test_certificates_of_clients_take_tls(self) -> None:
+        (complaint,) = settings.half_open({"nginx_api_client_ca": "ca.pem"})
+        assert complaint.startswith("nginx_api_client_ca: clients show a certificate over TLS only")
+
+    @pytest.mark.parametrize("name", settings.BIND_ADDRESSES)
+    def test_an_address_that_is_not_loopback_is_refused_with_the_way_out(self, name: str) -> None:
+        (complaint,) = settings.open_addresses({name: "0.0.0.0"}, is_local=False)
+        assert complaint.startswith(f"{name}: '0.0.0.0' would open ports to a network")
+        assert "SSH tunnel" in complaint
+        assert "nginx_exposed" in complaint
+
+    def test_only_nginx_is_opened(self) -> None:
+        (complaint,) = settings.open_addresses(dict.fromkeys(settings.BIND_ADDRESSES, "10.1.2.3"), is_local=False)
+        assert complaint.startswith(", ".join(settings.BIND_ADDRESSES))
+        opened = {"nginx_exposed": True, "nginx_bind_address": "10.1.2.3"}
+        assert settings.open_addresses(opened, is_local=False) == []
+        (complaint,) = settings.open_addresses({**opened, "mlflow_bind_address": "10.1.2.3"}, is_local=False)
+        assert complaint.startswith("mlflow_bind_address: ")
+
+    @pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "[::1]"])
+    def test_every_loopback_address_is_accepted(self, address: str) -> None:
+        assert settings.open_addresses({"mlflow_bind_address": address}, is_local=False) == []
+
+    def test_a_local_target_publishes_on_every_address_of_its_own(self) -> None:
+        values = dict.fromkeys(settings.BIND_ADDRESSES, "0.0.0.0")
+        assert settings.open_addresses(values, is_local=True) == []
+        assert settings.half_open({"nginx_exposed": True}) != [], "but half open is refused there, too"
+
+    @pytest.mark.parametrize(
+        "folder", ["inventories/local", "molecule/default/inventory", "molecule/production/inventory"]
+    )
+    def test_the_hosts_that_are_made_on_this_machine_are_known_as_such(self, folder: str) -> None:
+        hosts = yaml.safe_load((ROOT / folder / "hosts.yml").read_text())["all"]["hosts"]
+        name = yaml.safe_load((ROOT / folder / "group_vars" / "all.yml").read_text())["local_host_name"]
+        assert list(hosts) == [name]
+
+    def test_the_example_opens_nothing(self) -> None:
+        example = yaml.safe_load((ROOT / "inventories" / "production" / "group_vars" / "mlops.yml").read_text())
+        assert [name for name in example if "address" in name or "exposed" in name] == []
+
+    def test_what_is_no_address_is_refused_by_name(self) -> None:
+        (complaint,) = settings.open_addresses({"grafana_bind_address": "everywhere"}, is_local=True)
+        assert complaint.startswith("grafana_bind_address: 'everywhere' is no address")
+
+
+class TestAccounts:
+    @pytest.mark.parametrize(
+        ("user", "reason"),
+        [
+            ({"name": "a:b", "password": "long enough, this"}, "give a name of letters"),
+            ({"name": "admin", "password": "long enough, this"}, "is the appliance's own"),
+            ({"name": "grace", "password": "short"}, "fewer than 12 characters"),
+            ({"name": "grace", "password": "Password1234!"}, "well-known default"),
+            ({"name": "grace", "password": "naïve-naïve-naïve"}, "plain ASCII"),
+        ],
+    )
+    def test_one_that_cannot_be_is_refused_without_its_password(self, user: dict[str, str], reason: str) -> None:
+        (complaint,) = settings.unfit_accounts({"mlflow_users": [user]})
+        assert complaint.startswith(f"mlflow_users: account {user['name']!r}")
+        assert reason in complaint
+        assert user["password"] not in complaint
+
+    def test_the_appliances_own_are_those_that_the_role_makes(self) -> None:
+        services = yaml.safe_load((ROLES / "mlflow" / "vars" / "main.yml").read_text())["__mlflow_services"]
+        assert {"admin", *(service["name"] for service in services)} == settings.MLFLOW_OWN_ACCOUNTS
+
+    def test_one_that_is_there_twice_is_refused(self) -> None:
+        user = {"name": "grace", "password": "long enough, this"}
+        (complaint,) = settings.unfit_accounts({"mlflow_users": [user, user]})
+        assert "is there twice" in complaint
+
+    def test_the_administrators_password_is_held_to_the_same(self) -> None:
+        (complaint,) = settings.unfit_accounts({"mlflow_admin_password": "short"})
+        assert complaint.startswith("mlflow_admin_password: MLflow refuses")
+        assert settings.unfit_accounts({"mlflow_admin_password": "", "mlflow_users": []}) == []
+
+    def test_every_account_of_the_appliance_is_its_own(self) -> None:
+        made = yaml.safe_load((ROLES / "mlflow" / "vars" / "main.yml").read_text())["__mlflow_services"]
+        assert {"admin", *(account["name"] for account in made)} == settings.MLFLOW_OWN_ACCOUNTS
+
+
+class TestProject:
+    WINE = str(ROOT / "app" / "examples" / "wine")
+
+    SEARCH: ClassVar[dict[str, object]] = {
+        "training_project": WINE,
+        "training_search": {"metric": "rmse", "parameters": {"regularization": {"low": 0.1, "high": 10, "log": True}}},
+    }
+
+    @staticmethod
+    def complaints(**values: object) -> list[str]:
+        return list(settings.wrong_project(values, ROOT / "app"))
+
+    def test_the_examples_are_run_as_their_settings_say(self) -> None:
+        for file in (ROOT / "app" / "examples").glob("*/settings.yml"):
+            values = yaml.safe_load(file.read_text())
+            assert self.complaints(**values | {"training_project": str(file.parent)}) == []
+
+    @pytest.mark.parametrize(
+        ("values", "words"),
+        [
+            ({"training_project": "/no/such/place"}, "training_project: /no/such/place is no directory"),
+            (
+                {"training_project": WINE, "training_parameters": {"seeed": 1}},
+                "no parameter 'seeed', did you mean 'seed'",
+            ),
+            (
+                {"training_project": WINE, "training_parameters": {"regularization": "much"}},
+                "regularization is 'much': the project wants a number",
+            ),
+            ({"training_project": WINE, "training_entry_point": "mian"}, "training_entry_point: the project has no"),
+            ({"training_project": WINE, "training_gate": {"metric": "rmse"}}, "training_gate: {'metric': 'rmse'}"),
+            (
+                {"training_project": WINE, "training_gate": {"metric": "rmse", "direction": "lower"}},
+                "training_gate: direction 'lower'",
+            ),
+            ({"training_project": "https://git.example.org/wine"}, "names no revision: write URL#REVISION"),
+            ({"training_project": "git@git.example.org:wine"}, "names no revision: write URL#REVISION"),
+            ({"training_project": "https://me:pass@git.example.org/wine#v1"}, "its URL holds a password"),
+            (SEARCH | {"training_search": {"metric": "rmse"}}, "training_search.parameters must name what is varied"),
+            (SEARCH | {"training_parameters": {"regularization": 1}}, "both set regularization: leave one out"),
+            (
+                {
+                    "training_project": WINE,
+                    "training_search": {"metric": "rmse", "parameters": {"a": {"low": 2, "high": 1}}},
+                },
+                "training_search.parameters.a.low is 2, more than its high, 1",
+            ),
+            (
+                {
+                    "training_project": WINE,
+                    "training_search": {"metric": "rmse", "parameters": {"regul": {"choices": [1]}}},
+                },
+                "no parameter 'regul'",
+            ),
+            ({"training_search": {"metric": "rmse"}}, "training_search: it is a project's"),
+            ({"training_parameters": {"seed": 1}}, "training_parameters: it is a project's"),
+            ({"training_gate": {"metric": "rmse", "direction": "minimize"}}, "training_gate: it is a project's"),
+        ],
+    )
+    def test_what_cannot_be_run_is_refused(self, values: dict[str, object], words: str) -> None:
+        (complaint,) = self.complaints(**values)
+        assert words in complaint
+
+    def test_no_project_and_a_revision_are_in_order(self) -> None:
+        assert self.complaints(training_project="", training_parameters={}, training_gate={}) == []
+        assert self.complaints(**self.SEARCH) == []
+        assert self.complaints(training_project="git@git.example.org:wine#v1.0") == []
+        assert self.complaints(training_project="ssh://git@git.example.org/wine#main") == []
 
 
 class TestRequest:
@@ -205,6 +551,18 @@ class TestStore:
         assert "playbooks/migrate_to_postgres.yml" in complaint
         assert "mlflow_store_change=abandon" in complaint
 
+    def test_a_run_that_would_leave_services_cut_off_is_refused(self) -> None:
+        units = {
+            "mlops-mlflow": "ExecStartPre=/usr/bin/docker create --name=mlops-mlflow",
+            "mlops-nginx": "ExecStartPre=/usr/bin/docker create --name=mlops-nginx --mac-address=02:6d:6c:00:00:01",
+            "mlops-health": "ExecStart=/usr/local/lib/mlops/restart-unhealthy",
+        }
+        assert preflight.unreachable(units, ["nginx", "serving"]) == []
+        (complaint,) = preflight.unreachable(units, ["mlflow", "nginx"])
+        assert complaint.startswith("tags: ")
+        assert "a former version made mlflow, which this run leaves alone" in complaint
+        assert "`make site`" in complaint
+
     def test_a_host_without_memory_has_its_data_in_sqlite(self, tmp_path: Path) -> None:
         assert preflight.present_store("", tmp_path, None) == "", "a volume without a database"
         (tmp_path / "mlflow.db").touch()
@@ -269,6 +627,37 @@ class TestStore:
     def test_a_stage_that_mlflow_has_dropped_is_refused_by_name(self) -> None:
         (complaint,) = settings.wrong_model_uri("models:/wine/Production")
         assert complaint.startswith("serving_model_uri: 'Production' is no version, and MLflow has no stages any more")
+
+    def test_models_are_served_side_by_side(self) -> None:
+        models = [{"name": "wine", "version": "@champion"}, {"name": "Code Search (2)", "version": 3}, {"name": "c"}]
+        assert settings.wrong_models(models) == []
+        assert settings.wrong_models([]) == []
+
+    @pytest.mark.parametrize(
+        ("models", "complaint"),
+        [
+            ([{"name": "a b"}, {"name": "A_B"}], "'A_B' and 'a b' would have the same unit"),
+            ([{"name": "wine"}, {"name": "wine", "version": 2}], "'wine' and 'wine' would have the same unit"),
+            ([{"name": "wine/x"}], "'wine/x' cannot be served beside others"),
+            ([{"name": '{"};'}], "cannot be served beside others"),
+            ([{"name": "__"}], "'__' cannot be served beside others"),
+            ([{"name": "wine", "version": "Production"}], "version 'Production' of 'wine': give"),
+            ([{"name": "wine", "memory": "lots"}], "memory 'lots' of 'wine': give a size"),
+            ([{"name": "wine", "replicas": 0}], "replicas 0 of 'wine': give a number above 0"),
+        ],
+    )
+    def test_models_that_cannot_be_are_refused_with_what_to_do(
+        self, models: list[dict[str, Any]], complaint: str
+    ) -> None:
+        (said,) = settings.wrong_models(models)
+        assert said.startswith("serving_models: ")
+        assert complaint in said
+
+    def test_an_unknown_key_of_a_model_is_refused(self) -> None:
+        specs = settings.role_options(ROLES)
+        (said,) = settings.wrong_values({"serving_models": [{"name": "wine", "worker": 2}]}, specs)
+        assert "serving_models" in said
+        assert "worker" in said
 
     def test_artifacts_are_kept_where_they_outlive_the_container(self) -> None:
         (complaint,) = settings.wrong_artifacts("/srv/artifacts", "", own_image=True)
@@ -386,7 +775,7 @@ class TestRoles:
             for task in outer.get("block", [outer])
             if "community.docker.docker_container" in task
         )
-        assert options["user"] == "10001:10001"
+        assert options["user"] == "10011:10011"
         assert options["cap_drop"] == ["ALL"]
         assert options["security_opts"] == ["no-new-privileges"]
         assert options["read_only"] is True
@@ -395,3 +784,5 @@ class TestRoles:
         assert options["pids_limit"] <= 512
         assert all("size=" in place for place in options["tmpfs"])
         assert not {"capabilities", "privileged"} & options.keys()
+        assert [network["name"] for network in options["networks"]] == ["mlops"]
+        assert options["networks"][0]["mac_address"].startswith("{{ __host_mac_addresses.training }}:")

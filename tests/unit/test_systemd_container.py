@@ -9,8 +9,18 @@ from typing import Any
 import pytest
 import systemd_container
 import yaml
-from ansible.module_utils.container_host import Service, ServiceError, forget_name
-from ansible.module_utils.container_unit import AWAIT_HEALTHY, SHARED_UNITS, ConfigFile, ContainerSpec, Health, Secret
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.container_host import DiscreetModule, Service, ServiceError, forget_name
+from ansible.module_utils.container_unit import (
+    AWAIT_HEALTHY,
+    OWN_VOLUMES,
+    SHARED_UNITS,
+    ConfigFile,
+    ContainerSpec,
+    Health,
+    Secret,
+)
+from ansible.module_utils.testing import patch_module_args
 from machine import Machine
 
 
@@ -25,6 +35,7 @@ def service(machine: Machine, validate: tuple[str, ...] = (), **changes: Any) ->
         "image": "image:1",
         "description": "a web server",
         "health": Health("curl localhost"),
+        "user": "10020:10020",
         "files": (ConfigFile("web.conf", "port = 80\n", "/etc/web.conf"),),
     }
     return Service(machine.host, ContainerSpec(**{**values, **changes}), validate=validate)
@@ -164,6 +175,13 @@ class TestUndo:
             service(machine, memory="999m").apply()
         assert service(machine, memory="512m").apply().observed.health == "healthy"
 
+    def test_undo_gives_the_volumes_back_to_the_former_user(self, machine: Machine) -> None:
+        service(machine, user="10001:10001", volumes=("data:/data",)).apply()
+        machine.becomes_healthy = lambda text: "--user=10001:10001" in text
+        with pytest.raises(ServiceError, match="The former service is running again"):
+            service(machine, volumes=("data:/data",)).apply()
+        assert [OWN_VOLUMES, "10001:10001", "data"] in machine.commands
+
     def test_undo_goes_back_to_what_was_healthy_even_after_a_run_that_was_cut_off(self, machine: Machine) -> None:
         service(machine).apply()
         unit = "/etc/systemd/system/mlops-web.service"
@@ -202,7 +220,7 @@ class TestValidation:
         service(machine, validate=("web", "-t")).apply()
         command = next(command for command in machine.commands if "run" in command)
         assert command[-3:] == ["image:1", "web", "-t"]
-        assert {"--cap-drop=ALL", "--read-only", "--user=10001:10001"} <= set(command)
+        assert {"--cap-drop=ALL", "--read-only", "--user=10020:10020"} <= set(command)
 
     def test_an_unchanged_service_is_not_validated(self, machine: Machine) -> None:
         service(machine).apply()
@@ -285,3 +303,14 @@ def test_documentation_and_argument_spec_agree() -> None:
         for key in ("type", "default", "elements", "choices", "required"):
             assert documented[name].get(key) == option.get(key), f"{name}: {key} differs from its documentation"
         assert documented[name].get("suboptions", {}).keys() == option.get("options", {}).keys()
+
+
+def test_what_a_module_is_given_is_not_in_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ansible itself would hide a secret of one line, but not this one.
+    secret = {"name": "key", "target": "/run/secrets/key", "content": "-----BEGIN KEY-----\nTOP SECRET\n"}
+    logged: list[str] = []
+    monkeypatch.setattr(AnsibleModule, "log", lambda _, message, **__: logged.append(message))
+    with patch_module_args({"name": "web", "state": "absent", "secrets": [secret]}):
+        DiscreetModule(argument_spec=systemd_container.ARGUMENT_SPEC)
+    assert len(logged) == 1, "the journal says that the module ran"
+    assert "TOP SECRET" not in logged[0]

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -161,7 +162,8 @@ class Appliance(ThreadingHTTPServer):
         """Series with all labels that a legend might name, and values from 0 to 1."""
         found = []
         for index in range(self.series):
-            labels = dict.fromkeys(("job", "status", "version", "feature", "mountpoint", "device", "mode"), f"s{index}")
+            names = ("job", "status", "client", "version", "feature", "mountpoint", "device", "mode")
+            labels = dict.fromkeys(names, f"s{index}")
             if "step" not in parameters:
                 found.append({"metric": labels, "value": [float(parameters["time"]), str(index % 2)]})
                 continue
@@ -298,6 +300,19 @@ def test_a_span_of_time_is_part_of_the_address_and_goes_along(driver: webdriver.
         driver.find_element(By.XPATH, f"//button[text()='{text}']").click()
         drawn(driver)
         assert driver.current_url == f"{appliance.url}/d/mlops-application{query}"
+
+
+def test_a_single_value_is_of_now_however_far_apart_the_points_are(
+    driver: webdriver.Chrome, appliance: Appliance
+) -> None:
+    opened(driver, f"{appliance.url}/d/mlops-ml-pipeline?from=now-7d&to=now")
+    asked_by: dict[str, set[str]] = {}
+    for panel in DASHBOARDS["ml-pipeline"]["panels"]:
+        asked_by.setdefault(panel["type"], set()).update(target["expr"] for target in panel.get("targets", []))
+    single = asked_by["stat"] - asked_by["timeseries"] - asked_by["state-timeline"]
+    ends = [float(asked["end"]) for asked in appliance.asked if "end" in asked and asked["query"] in single]
+    assert ends
+    assert min(ends) > time.time() - 60, "a step of an hour would hide what began since"
 
 
 def test_what_the_mouse_selects_is_looked_at_closer(driver: webdriver.Chrome, appliance: Appliance) -> None:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from model_server.common.signature import SignatureError
 from model_server.common.store import StoredModel
 
 _logger = logging.getLogger(__name__)
@@ -55,9 +56,14 @@ def await_opening() -> None:
     os.read(int(os.environ[OPENING_VARIABLE]), 1)
 
 
-def report_failure(reason: str) -> None:
-    """Tell the supervisor that this model version cannot be served."""
-    _report({"event": "failed", "reason": reason[:2000]})
+def report_failure(reason: str, kind: str = "start") -> None:
+    """Tell the supervisor that this model version cannot be served.
+
+    Args:
+        reason: in words.
+        kind: in the metric: ``start``, or ``signature``.
+    """
+    _report({"event": "failed", "reason": reason[:2000], "kind": kind})
 
 
 @contextlib.contextmanager
@@ -71,7 +77,7 @@ def reporting_failure(status: int) -> Iterator[None]:
         yield
     except BaseException as error:
         _logger.exception("the model cannot be served")
-        report_failure(str(error))
+        report_failure(str(error), "signature" if isinstance(error, SignatureError) else "start")
         os._exit(status)
 
 

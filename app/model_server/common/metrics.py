@@ -27,8 +27,15 @@ values.ValueClass = values.MultiProcessValue(slots.identifier)  # type: ignore[n
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
+_MOST_CLIENTS = 100
+_UNNAMED = "unnamed"
+_OTHER = "other"
+_clients: set[str] = {_UNNAMED}
+
 REQUESTS = Counter(
-    "model_server_requests", "Requests to /invocations, and unreadable ones, by the status of their answer.", ["status"]
+    "model_server_requests",
+    "Requests to /invocations, and unreadable ones, by the status of their answer and by who asked.",
+    ["status", "client"],
 )
 QUEUE_SECONDS = Histogram(
     "model_server_queue_seconds", "Seconds a request waited for its prediction.", buckets=_SECONDS
@@ -46,10 +53,17 @@ ERRORS = Counter(
     "model_server_errors", "Requests to /invocations, and unreadable ones, that were answered with an error.", ["kind"]
 )
 IN_FLIGHT = Gauge("model_server_in_flight", "Requests to /invocations being worked on.", multiprocess_mode="livesum")
+REPLACEMENTS = Counter("model_server_worker_replacements", "Workers that were replaced because their memory had grown.")
 MODEL_INFO = Gauge(
     "model_server_model_info",
     "1 for each model version that a live worker serves.",
     ["model", "version", "run_id"],
+    multiprocess_mode="livemax",
+)
+ENVIRONMENT_INFO = Gauge(
+    "model_server_environment_info",
+    "1 for the environment of what a live worker serves; without a digest it is the image's own packages.",
+    ["version", "environment", "python"],
     multiprocess_mode="livemax",
 )
 MODEL_LOADED = Gauge(
@@ -78,9 +92,28 @@ REGISTRY_CONTACT = Gauge(
     "model_server_registry_contact_timestamp_seconds", "When the registry last answered.", multiprocess_mode="livemax"
 )
 MODEL_SWITCHES = Counter("model_server_model_switches", "Model versions that went into service.")
+ENVIRONMENTS = Counter("model_server_environments", "Versions for which an environment was asked for.", ["result"])
 MODEL_REJECTIONS = Counter(
     "model_server_model_rejections", "Model versions that were not put into service.", ["reason"]
 )
+
+
+def count_requests(status: int, client: str, count: int = 1) -> None:
+    """Count answers to requests for predictions.
+
+    Args:
+        status: of the answers.
+        client: who asked, or an empty text where nobody said. Beyond so many names a process counts for ``other``: each
+            makes time series.
+        count: of the answers.
+    """
+    name = client or _UNNAMED
+    if name not in _clients:
+        if len(_clients) < _MOST_CLIENTS:
+            _clients.add(name)
+        else:
+            name = _OTHER
+    REQUESTS.labels(str(status), name).inc(count)
 
 
 def observe(histogram: Histogram, values: Sequence[float]) -> None:

@@ -31,12 +31,16 @@ class Settings:
     """What is served: what it resolves to is followed."""
     model_directory: Path
     """Where model versions are kept; must be writable and survive restarts."""
+    environments_url: str
+    """Of the service that makes environments for models; empty where there is none."""
+    environments: Path
+    """Where that service keeps them."""
     host: str
     port: int
     socket: Path | None
     """A Unix socket to listen on too, for a proxy on the same machine."""
     workers: int
-    """Worker processes."""
+    """Worker processes for small requests; there are others for large ones."""
     preload_model: bool
     """Load the model once, before the workers are forked, so that they share its memory."""
     concurrency: int
@@ -54,8 +58,22 @@ class Settings:
     """Seconds between two looks at the registry's alias."""
     start_timeout: float
     """Seconds that a new model has to load and to answer its own example."""
+    require_signature: bool
+    """Serve signed versions only; a wrong signature is refused in any case."""
+    signing_key: Path | None
+    """Public key, a PEM file, of the one who signs."""
     debug: bool
     """Put exception messages and stack traces into error answers."""
+
+    @property
+    def large_workers(self) -> int:
+        """Worker processes for large requests: one for two others, so that these keep a core."""
+        return (self.workers + 1) // 2
+
+    @property
+    def processes(self) -> int:
+        """All worker processes."""
+        return self.workers + self.large_workers
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -67,10 +85,16 @@ class Settings:
         source = _Source(os.environ if environment is None else environment)
         name = source.get("MODEL_NAME", "code-search", _registry_name)
         alias = source.get("MODEL_ALIAS", "champion", _registry_name)
+        require_signature = source.get("SERVING_REQUIRE_SIGNATURE", "false", _boolean)
+        signing_key = source.get("SERVING_SIGNING_KEY", "", _public_key)
+        if require_signature and signing_key is None:
+            raise SettingsError("SERVING_REQUIRE_SIGNATURE=true takes a public key: SERVING_SIGNING_KEY names its file")
         return cls(
             tracking_uri=source.get("MLFLOW_TRACKING_URI", "http://mlflow:5000", _tracking_uri),
             model=source.get("MODEL_URI", f"models:/{name}@{alias}", ModelUri.parse),
             model_directory=source.get("MODEL_DIRECTORY", "/var/lib/models", _writable_directory),
+            environments_url=source.get("ENVIRONMENTS_URL", "", _http_url),
+            environments=source.get("ENVIRONMENTS_DIRECTORY", "/var/lib/environments", Path),
             # In a container every interface is the container network's.
             host=source.get("SERVING_HOST", "0.0.0.0", str),  # noqa: S104
             port=source.get("SERVING_PORT", "8000", _integer(1, 65535)),
@@ -85,6 +109,8 @@ class Settings:
             shutdown_timeout=source.get("SERVING_SHUTDOWN_TIMEOUT_SECONDS", "30", _seconds(1, 3600)),
             refresh_interval=source.get("SERVING_MODEL_REFRESH_SECONDS", "10", _seconds(0.1, 86400)),
             start_timeout=source.get("SERVING_MODEL_START_TIMEOUT_SECONDS", "120", _seconds(1, 3600)),
+            require_signature=require_signature,
+            signing_key=signing_key,
             debug=source.get("SERVING_DEBUG", "false", _boolean),
         )
 
@@ -169,6 +195,13 @@ def _tracking_uri(text: str) -> str:
     return text.rstrip("/")
 
 
+def _http_url(text: str) -> str:
+    parts = urlsplit(text)
+    if text and (parts.scheme not in ("http", "https") or not parts.hostname):
+        raise ValueError("give a URL such as http://environments:8000")
+    return text.rstrip("/")
+
+
 def _registry_name(text: str) -> str:
     # MLflow refuses the same characters; here they would also leave the model directory.
     if any(character in text for character in "/:@") or text in (".", ".."):
@@ -185,6 +218,19 @@ def _socket_path(text: str) -> Path | None:
     # The kernel's limit, with the byte that ends it.
     if len(os.fsencode(path)) > 107:
         raise ValueError("give a path of at most 107 bytes")
+    return path
+
+
+def _public_key(text: str) -> Path | None:
+    if not text:
+        return None
+    path = Path(text)
+    try:
+        content = path.read_text()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"it cannot be read ({error}); name a file with a public key") from None
+    if "BEGIN PUBLIC KEY" not in content:
+        raise ValueError("it has no public key; name a PEM file with one")
     return path
 
 

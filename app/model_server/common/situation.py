@@ -13,7 +13,7 @@ from pathlib import Path
 
 PATH_VARIABLE = "MODEL_SERVER_SITUATION"
 """In the environment of a generation: where the file is."""
-_TOPICS = ("rejected", "registry", "starting")
+_TOPICS = ("rejected", "registry", "environment", "starting")
 
 
 class Situation:
@@ -29,7 +29,7 @@ class Situation:
         """Say something of a topic; an empty text takes back what was said.
 
         Args:
-            topic: ``rejected``, ``registry`` or ``starting``.
+            topic: ``rejected``, ``registry``, ``environment`` or ``starting``.
             text: a clause without a full stop.
         """
         with self._lock:
@@ -44,6 +44,12 @@ class Situation:
 def rejection() -> str:
     """Which version was rejected and why; empty when the champion is served."""
     return _read().get("rejected", "")
+
+
+def progress() -> str:
+    """Which version is on its way, and how far it is; empty when none is."""
+    said = _read()
+    return said.get("environment") or said.get("starting", "")
 
 
 def absence() -> str:

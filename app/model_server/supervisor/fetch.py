@@ -22,6 +22,8 @@ def main(arguments: list[str]) -> int:
             downloaded.rename(Path(directory) / "downloaded")
             target.rmdir()
             (Path(directory) / "downloaded").rename(target)
+        # What MLflow's client notes of its own beside a registered model's files.
+        (target / "registered_model_meta").unlink(missing_ok=True)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is one line for the supervisor's log
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -21,6 +21,7 @@ from model_server.common.contract import (
     REPLACES_VARIABLE,
     REPORT_VARIABLE,
 )
+from model_server.common.environment import PYTHON_VARIABLE, VARIABLE, Environment
 from model_server.common.settings import Settings
 from model_server.common.store import StoredModel
 
@@ -52,6 +53,8 @@ class Generation:
         situation_path: where the supervisor says why what is served is served.
         replaces: the version that serves meanwhile, or None where none does.
         notify: called from a thread of this generation's own with :class:`Ready` and :class:`Exited`.
+        environment: the packages that it runs with.
+        python: their interpreter, or None for the image's own.
     """
 
     def __init__(
@@ -62,16 +65,21 @@ class Generation:
         situation_path: Path,
         replaces: StoredModel | None,
         notify: Callable[[Ready | Exited], None],
+        environment: Environment,
+        python: str | None,
     ) -> None:
         self.model = model
+        self.environment = environment
         self.failure = ""
         """Why it could not serve, as far as it could say."""
-        self._workers = settings.workers
+        self.failure_kind = "start"
+        """The same for the metric: ``start``, or ``signature``."""
+        self._workers = settings.processes
         self._notify = notify
         reading, writing = os.pipe()
         awaiting, opening = os.pipe()
         self._opening = os.fdopen(opening, "wb")
-        command = [sys.executable, "-m", "gunicorn", "--config", "python:model_server.worker.gunicorn_config"]
+        command = [python or sys.executable, "-m", "gunicorn", "--config", "python:model_server.worker.gunicorn_config"]
         try:
             self._process = subprocess.Popen(
                 [*command, "model_server.worker.wsgi:application"],
@@ -81,6 +89,7 @@ class Generation:
                     REPORT_VARIABLE: str(writing),
                     OPENING_VARIABLE: str(awaiting),
                     situation.PATH_VARIABLE: str(situation_path),
+                    VARIABLE: environment.to_json(),
                 },
                 pass_fds=(*listeners, writing, awaiting),
                 stdin=subprocess.DEVNULL,
@@ -124,7 +133,8 @@ class Generation:
             for line in reports:
                 message = json.loads(line)
                 if message["event"] == "failed":
-                    self.failure = self.failure or message["reason"]
+                    if not self.failure:
+                        self.failure, self.failure_kind = message["reason"], message["kind"]
                 else:
                     ready += 1
                     if ready == self._workers:
@@ -150,8 +160,11 @@ def child_environment(settings: Settings, model: StoredModel | None, replaces: S
         # Its warnings repeat the input.
         "MLFLOW_LOGGING_LEVEL": "ERROR",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # What Python writes beside a model's code is not signed, and the next start would refuse it.
+        "PYTHONDONTWRITEBYTECODE": "1",
         "SERVING_WORKERS": str(settings.workers),
         "PYTHONPATH": python_path(),
+        PYTHON_VARIABLE: sys.executable,
     }
     if model is not None:
         environment[MODEL_VARIABLE] = str(model.directory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import subprocess
@@ -24,6 +25,8 @@ from model_server.supervisor.registry import RegistryError, registry_at
 _logger = logging.getLogger(__name__)
 
 _FETCH_TIMEOUT_SECONDS = 600.0
+_FETCH_AGAIN_SECONDS = 600.0
+"""Until a version is fetched that was fetched before, and removed for its signature."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Champion:
     """What is asked for resolves to this version, and it is on our disk."""
 
     model: StoredModel
+    is_new: bool
+    """Whether it came just now."""
 
 
 class Refresher(threading.Thread):
@@ -54,6 +59,8 @@ class Refresher(threading.Thread):
         self._registry = registry_at(settings.tracking_uri, settings.model)
         self._last_said = ""
         self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._fetched: dict[ModelVersion, float] = {}
+        """When, on the monotonic clock."""
 
     def run(self) -> None:
         """Ask until the process ends."""
@@ -65,6 +72,10 @@ class Refresher(threading.Thread):
     def wake(self) -> None:
         """Ask at once. Safe in a signal handler."""
         self._wakes.put(None)
+
+    def forget(self) -> None:
+        """Let what was fetched and removed be fetched again. Safe in a signal handler."""
+        self._fetched.clear()
 
     def _refresh(self) -> None:
         try:
@@ -82,7 +93,11 @@ class Refresher(threading.Thread):
             self._say("the registry has no such model", logging.WARNING)
             return
         try:
-            model = self._store.find(version) or self._fetch(version)
+            found = self._store.find(version)
+            if found is None and time.monotonic() - self._fetched.get(version, -math.inf) < _FETCH_AGAIN_SECONDS:
+                self._situation.say("registry", "")
+                return
+            model = found or self._fetch(version)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             metrics.MODEL_REJECTIONS.labels("download").inc()
             self._situation.say("registry", f"version {version.version} cannot be downloaded, the log has the reason")
@@ -90,11 +105,13 @@ class Refresher(threading.Thread):
             return
         self._last_said = ""
         self._situation.say("registry", "")
-        self._notify(Champion(model))
+        self._notify(Champion(model, is_new=found is None))
 
     def _fetch(self, version: ModelVersion) -> StoredModel:
         self._situation.say("registry", f"version {version.version} is being downloaded")
         staging = self._store.stage(version)
+        # From the beginning: what is signed meanwhile is fetched again as soon as somebody says so.
+        self._fetched[version] = time.monotonic()
         try:
             with tempfile.TemporaryFile() as errors:
                 done = subprocess.run(
@@ -111,6 +128,9 @@ class Refresher(threading.Thread):
                     lines = errors.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
                     raise OSError(f"status {done.returncode}: {lines[-1]}")
             stored = self._store.commit(version, staging)
+        except BaseException:
+            self._fetched.pop(version, None)
+            raise
         finally:
             self._store.discard(staging)
         _logger.info("downloaded", extra={"version": version.version})

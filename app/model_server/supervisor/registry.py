@@ -7,11 +7,13 @@ standard library alone.
 from __future__ import annotations
 
 import base64
+import configparser
 import json
 import os
 import ssl
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -77,7 +79,7 @@ class StoreRegistry:
 class ServerRegistry:
     """A registry on the MLflow server at ``tracking_uri``.
 
-    Credentials and TLS come from the variables that MLflow's own client reads.
+    Credentials and TLS come from the variables and the file that MLflow's own client reads.
     """
 
     def __init__(self, tracking_uri: str, model: ModelUri) -> None:
@@ -132,11 +134,17 @@ def _says_absent(error_code: str | None, message: str) -> bool:
 def _authorization(user: str | None, password: str | None) -> dict[str, str]:
     if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
         return {"Authorization": f"Bearer {token}"}
-    user = user or os.environ.get("MLFLOW_TRACKING_USERNAME")
-    password = password or os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    user = user or os.environ.get("MLFLOW_TRACKING_USERNAME") or _credentials_file("mlflow_tracking_username")
+    password = password or os.environ.get("MLFLOW_TRACKING_PASSWORD") or _credentials_file("mlflow_tracking_password")
     if not user:
         return {}
     return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password or ''}".encode()).decode()}
+
+
+def _credentials_file(key: str) -> str | None:
+    parser = configparser.ConfigParser()
+    parser.read(Path.home() / ".mlflow" / "credentials", encoding="utf-8")
+    return parser.get("mlflow", key, fallback=None)
 
 
 def _tls_context() -> ssl.SSLContext:

@@ -11,18 +11,22 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 from model_server.common import logs, metrics
+from model_server.common.environment import Environment
 from model_server.common.settings import Settings
 from model_server.common.situation import Situation
 from model_server.common.store import ModelStore, ModelVersion, StoredModel
+from model_server.supervisor.environment import Environments, Settled, UnfitError, Unsettled
 from model_server.supervisor.generation import Exited, Generation, Ready
 from model_server.supervisor.refresher import Champion, Refresher
 
 _logger = logging.getLogger(__name__)
 
 _RETRY_REJECTED_SECONDS = 600.0
+_RETRY_UNSETTLED_SECONDS = 15.0
 _RESTART_PAUSE_SECONDS = 1.0
 _BACKLOG = 1024
 """Connections that wait while no worker accepts."""
@@ -48,18 +52,18 @@ class StartOverdue:
 
 @dataclass(frozen=True)
 class Restart:
-    """Time to replace a generation that died."""
+    """Time to serve what can be served, where nothing is."""
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """Why a version is not served, and since when on the monotonic clock."""
+    """Why a version is not served, and until when on the monotonic clock."""
 
     reason: str
-    when: float
+    until: float
 
 
-Event = Champion | Stop | StartOverdue | Restart | Ready | Exited
+Event = Champion | Stop | StartOverdue | Restart | Ready | Exited | Settled | Unsettled
 
 
 class Supervisor:
@@ -81,17 +85,19 @@ class Supervisor:
         self._champion: StoredModel | None = None
         self._rejected: dict[ModelVersion, Rejection] = {}
         self._situation = Situation()
+        self._environments = Environments(settings, self._events.put, partial(self._situation.say, "environment"))
+        self._refresher = Refresher(settings, self._store, self._situation, self._events.put)
         self._stopping = False
 
     def run(self) -> int:
         """Serve, and return the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        refresher = Refresher(self._settings, self._store, self._situation, self._events.put)
-        # Who has moved the alias need not wait for the next look.
-        signal.signal(signal.SIGHUP, lambda *_: refresher.wake())
+        # Who has moved the alias, or signed what was refused, need not wait for the next look.
+        signal.signal(signal.SIGHUP, self._on_hangup)
+        self._environments.keep_used()
         self._start_best()
-        refresher.start()
+        self._refresher.start()
         while not (self._stopping and self._generations() == set()):
             self._handle(self._events.get())
             self._tell()
@@ -102,22 +108,34 @@ class Supervisor:
         # SimpleQueue.put is reentrant: safe in a signal handler.
         self._events.put(Stop(number))
 
+    def _on_hangup(self, _number: int, _frame: FrameType | None) -> None:
+        self._refresher.forget()
+        self._refresher.wake()
+
     def _handle(self, event: Event) -> None:
         match event:
-            case Champion(model):
+            case Champion(model, is_new):
                 self._champion = model
+                if is_new:
+                    # What was rejected were other files.
+                    self._rejected.pop(model.version, None)
                 self._follow_champion()
             case Ready(generation):
                 self._on_ready(generation)
             case Exited(generation, status):
                 self._on_exit(generation, status)
+            case Settled():
+                self._on_settled()
+            case Unsettled(model, reason, kind, again):
+                self._turn_down(model, reason, kind, _RETRY_UNSETTLED_SECONDS if again else _RETRY_REJECTED_SECONDS)
+                if again:
+                    self._later(_RETRY_UNSETTLED_SECONDS, Restart())
             case StartOverdue(generation):
                 if generation is self._starting:
                     generation.failure = f"it was not ready within {self._settings.start_timeout:g} s"
                     generation.kill()
             case Restart():
-                if not self._stopping and self._serving is None and self._starting is None:
-                    self._start_best()
+                self._on_settled()
             case Stop(number):
                 self._stop(number)
 
@@ -130,14 +148,42 @@ class Supervisor:
             return
         serving = self._serving.model if self._serving is not None else None
         if (serving is None or serving.version != champion.version) and not self._is_rejected(champion):
-            self._start(champion)
+            self._start_settled(champion)
 
     def _start_best(self) -> None:
         """Start the best of what is on disk, or the server that says there is no model yet."""
         usable = (model for model in self._store.candidates() if not self._is_rejected(model))
-        self._start(next(usable, None))
+        if self._settings.require_signature:
+            # Each would take a start to be refused, and until one serves nobody answers.
+            usable = (model for model in usable if model.has_signature)
+        if not any(self._start_settled(model) for model in usable) and self._serving is None:
+            self._start(None, Environment())
 
-    def _start(self, model: StoredModel | None) -> None:
+    def _start_settled(self, model: StoredModel) -> bool:
+        """Start a version when its environment is there; else have it made, and say false."""
+        # At the start of the server, before the registry was asked, what served is served on.
+        is_interrupted = self._serves_nothing() and self._store.is_current(model)
+        try:
+            environment = self._environments.known(model, nothing_serves=is_interrupted)
+        except UnfitError as error:
+            self._turn_down(model, str(error), "environment", _RETRY_REJECTED_SECONDS)
+            return False
+        if environment is None:
+            self._environments.settle(model)
+            return False
+        self._start(model, environment)
+        return True
+
+    def _on_settled(self) -> None:
+        """Start what waited for its environment, or anything where nothing serves."""
+        self._follow_champion()
+        if self._serves_nothing() and self._starting is None and not self._stopping:
+            self._start_best()
+
+    def _serves_nothing(self) -> bool:
+        return self._serving is None or self._serving.model is None
+
+    def _start(self, model: StoredModel | None, environment: Environment) -> None:
         generation = Generation(
             self._settings,
             model,
@@ -145,8 +191,11 @@ class Supervisor:
             self._situation.path,
             self._serving.model if self._serving else None,
             self._events.put,
+            environment,
+            self._environments.python(environment),
         )
         self._starting = generation
+        self._tell_use()
         self._later(self._settings.start_timeout, StartOverdue(generation))
         _logger.info("starting", extra={"version": str(generation)})
 
@@ -154,12 +203,14 @@ class Supervisor:
         if generation is not self._starting:
             return
         former, self._serving, self._starting = self._serving, generation, None
+        self._tell_use()
         if former is not None:
             self._drain(former)
         # Who has seen a model served is not told that there is none: the other answers its last requests first.
         if former is None or former.model is not None:
             self._open(generation)
-        self._follow_champion()
+        # Its environment may have been settled while this one started.
+        self._on_settled()
 
     def _open(self, generation: Generation) -> None:
         generation.open()
@@ -167,6 +218,8 @@ class Supervisor:
         if generation.model is not None:
             metrics.MODEL_SWITCHES.inc()
             self._store.set_current(generation.model)
+            # It was right when it came: should its files be wrong later, others are fetched at once.
+            self._refresher.forget()
 
     def _drain(self, generation: Generation) -> None:
         self._draining.add(generation)
@@ -186,7 +239,7 @@ class Supervisor:
             self._serving = None
             if not self._stopping:
                 _logger.critical("the server died", extra={"version": str(generation), "status": status})
-        if not self._stopping and self._serving is None and self._starting is None:
+        if not self._stopping and self._serves_nothing() and self._starting is None:
             self._later(_RESTART_PAUSE_SECONDS, Restart())
 
     # --- rejected versions ---
@@ -195,17 +248,37 @@ class Supervisor:
         if self._stopping:
             return
         reason = generation.failure or f"it ended with status {status}"
-        serving = str(self._serving) if self._serving else None
-        _logger.error(
-            "a model version was rejected", extra={"version": str(generation), "reason": reason, "serving": serving}
-        )
-        metrics.MODEL_REJECTIONS.labels("start").inc()
-        if generation.model is not None:
-            self._rejected[generation.model.version] = Rejection(reason, time.monotonic())
+        self._turn_down(generation.model, reason, generation.failure_kind, _RETRY_REJECTED_SECONDS)
+
+    def _turn_down(self, model: StoredModel | None, reason: str, kind: str, seconds: float) -> None:
+        """Do not try a version for so many seconds."""
+        former = self._rejected.get(model.version) if model else None
+        # What is tried every few seconds is said once.
+        if former is None or former.reason != reason or seconds == _RETRY_REJECTED_SECONDS:
+            serving = str(self._serving) if self._serving else None
+            version = model.version.version if model else "none"
+            _logger.error(
+                "a model version was rejected", extra={"version": version, "reason": reason, "serving": serving}
+            )
+            metrics.MODEL_REJECTIONS.labels(kind).inc()
+        if model is None:
+            return
+        self._rejected[model.version] = Rejection(reason, time.monotonic() + seconds)
+        if kind == "signature":
+            # The registry may have files by now whose signature fits.
+            self._store.remove(model)
+            if self._champion == model:
+                self._champion = None
+            self._refresher.wake()
 
     def _is_rejected(self, model: StoredModel) -> bool:
         rejection = self._rejected.get(model.version)
-        return rejection is not None and time.monotonic() - rejection.when < _RETRY_REJECTED_SECONDS
+        return rejection is not None and time.monotonic() < rejection.until
+
+    def _tell_use(self) -> None:
+        """Have the environments of what runs kept."""
+        running = {generation.environment.digest for generation in self._generations()}
+        self._environments.use(running - {""})
 
     def _tell(self) -> None:
         """Let the workers know why the champion does not serve."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import platform
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +18,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_flask_exporter import PrometheusMetrics
 from werkzeug.exceptions import HTTPException, NotFound
 
-from model_server.common import contract, metrics, situation
-from model_server.worker import pages, wsgi_bridge
-from model_server.worker.errors import DeadlineError, ModelFailedError, NoModelError, RequestError, ServerError
+from model_server.common import contract, environment, metrics, situation
+from model_server.worker import pages, v2, wsgi_bridge
+from model_server.worker.errors import (
+    DeadlineError,
+    ModelFailedError,
+    NoModelError,
+    RequestError,
+    ServerError,
+    UnknownModelError,
+)
 from model_server.worker.http import Request, Response
 from model_server.worker.openapi import describe
 from model_server.worker.scoring import PATH, Scored, Scoring
@@ -54,6 +63,8 @@ class ModelServer(Flask):
         self.url_map.merge_slashes = False
         self.settings = settings
         self.stored = stored
+        self.signed = False
+        """Whether the version has a signature that fits."""
         self.model: ServedModel | None = None
         self._scoring: Scoring | None = None
 
@@ -102,6 +113,8 @@ class ModelServer(Flask):
         version = self.model.version
         self._scoring = Scoring(self.model)
         metrics.MODEL_INFO.labels(version.name, version.version, version.run_id).set(1)
+        digest = environment.of_this_process().digest
+        metrics.ENVIRONMENT_INFO.labels(version.version, digest, platform.python_version()).set(1)
         metrics.MODEL_LOADED.set(self.model.loaded_at)
         self.model.drift.announce()
         # Full collections would look at all of the model again and again.
@@ -112,10 +125,14 @@ class ModelServer(Flask):
 
     def predicts(self, request: Request) -> bool:
         """Whether a request takes one of the places for predictions."""
-        return self._scoring is not None and request.path == PATH and request.method == "POST"
+        return self._scoring is not None and request.path in self._scoring.paths and request.method == "POST"
 
     def answer(self, request: Request) -> Response:
-        """Answer a request."""
+        """Answer a request.
+
+        Raises:
+            LargeRequestError: when a worker for large requests is to answer it.
+        """
         if self._scoring is None or not request.predicts:
             return wsgi_bridge.answer(self.wsgi_app, request)
         try:
@@ -130,8 +147,10 @@ class ModelServer(Flask):
         headers = {"Content-Type": "application/json", "X-Request-Id": request.id, **error.headers}
         if self.model is not None:
             headers["X-Model-Version"] = self.model.version.version
-        body = orjson.dumps(error.body(request.id, self.settings.debug))
-        return Response(error.status, headers.items(), body)
+        body = error.body(request.id, self.settings.debug)
+        if v2.speaks(request.path):
+            body = v2.error_body(body)
+        return Response(error.status, headers.items(), orjson.dumps(body))
 
     def count(self, scored: Sequence[Scored]) -> None:
         """Count predictions that were answered."""
@@ -148,7 +167,7 @@ class ModelServer(Flask):
         if self.settings.debug and error.__cause__ is not None:
             error.detail = "".join(traceback.format_exception(error.__cause__))
         metrics.ERRORS.labels(error.kind).inc()
-        metrics.REQUESTS.labels(str(error.status)).inc()
+        metrics.count_requests(error.status, request.client)
 
 
 def create_app(settings: Settings, stored: StoredModel | None) -> ModelServer:
@@ -164,7 +183,13 @@ def create_app(settings: Settings, stored: StoredModel | None) -> ModelServer:
     app.register_error_handler(Exception, any_error)
     # The default metrics of every route. Its own endpoint is off: /metrics sums over the slots of all processes.
     # Of predictions it would see only those that cannot be made; metrics.REQUESTS counts them all.
-    PrometheusMetrics(app, path=None, group_by="url_rule", excluded_paths=[f"^{PATH}$"], registry=CollectorRegistry())
+    PrometheusMetrics(
+        app,
+        path=None,
+        group_by="url_rule",
+        excluded_paths=[f"^{PATH}$", f"^{v2.PATH}/.*/infer$"],
+        registry=CollectorRegistry(),
+    )
 
     app.add_url_rule(PATH, "invocations", lambda: _refuse_invocation(app), methods=["POST"])
     app.add_url_rule("/ping", "ping", _alive)
@@ -174,6 +199,7 @@ def create_app(settings: Settings, stored: StoredModel | None) -> ModelServer:
     app.add_url_rule("/model", "model", lambda: _model(app))
     app.add_url_rule("/metrics", "metrics", _metrics)
     app.add_url_rule("/openapi.json", "openapi", lambda: _json(describe(app.settings, app.model)))
+    _add_v2_to(app)
     pages.add_to(app)
     return app
 
@@ -195,6 +221,52 @@ def _version() -> FlaskResponse:
     return FlaskResponse(package_version("mlflow-skinny"), mimetype="application/json")
 
 
+# --- the V2 protocol -----------------------------------------------------------------------------------------------
+
+
+def _add_v2_to(app: ModelServer) -> None:
+    app.add_url_rule(v2.PATH, "v2", lambda: _json(v2.server()))
+    app.add_url_rule(f"{v2.PATH}/health/live", "v2_live", lambda: _json({"live": True}))
+    app.add_url_rule(f"{v2.PATH}/health/ready", "v2_ready", lambda: _v2_ready(app))
+    for number, path in enumerate((f"{v2.PATH}/models/<name>", f"{v2.PATH}/models/<name>/versions/<version>")):
+        app.add_url_rule(path, f"v2_model_{number}", partial(_v2_model, app))
+        app.add_url_rule(f"{path}/ready", f"v2_model_ready_{number}", partial(_v2_model_ready, app))
+        app.add_url_rule(f"{path}/infer", f"v2_infer_{number}", partial(_refuse_v2, app), methods=["POST"])
+
+
+def _v2_ready(app: ModelServer) -> FlaskResponse:
+    if app.model is None:
+        raise NoModelError(situation.absence())
+    return _json({"ready": True})
+
+
+def _v2_model(app: ModelServer, name: str, version: str | None = None) -> FlaskResponse:
+    model = _asked_model(app, name, version)
+    served = model.version
+    return _json({"name": served.name, "versions": [served.version], "platform": "mlflow", **model.form.metadata()})
+
+
+def _v2_model_ready(app: ModelServer, name: str, version: str | None = None) -> FlaskResponse:
+    served = _asked_model(app, name, version).version
+    return _json({"name": served.name, "ready": True})
+
+
+def _refuse_v2(app: ModelServer, name: str, version: str | None = None) -> FlaskResponse:
+    # With this model, predictions never come here.
+    _asked_model(app, name, version)
+    raise NotFound
+
+
+def _asked_model(app: ModelServer, name: str, version: str | None) -> ServedModel:
+    """The model that is served, when it is the one that is asked for."""
+    if name != app.settings.model.name or (app.model and version not in (None, app.model.version.version)):
+        raise UnknownModelError("No such model, or not this version of it, is served here: GET /model tells which is.")
+    if app.model is None:
+        _refuse_invocation(app)
+        raise AssertionError
+    return app.model
+
+
 # --- for the operator ----------------------------------------------------------------------------------------------
 
 
@@ -209,7 +281,14 @@ def _ready(app: ModelServer) -> FlaskResponse:
 def _model(app: ModelServer) -> FlaskResponse:
     if app.model is None:
         raise NoModelError(situation.absence())
-    return _json({**app.model.description(), "rejected": situation.rejection() or None})
+    told = {
+        **app.model.description(),
+        **environment.description(platform.python_version()),
+        "signed": app.signed,
+        "rejected": situation.rejection() or None,
+        "coming": situation.progress() or None,
+    }
+    return _json(told)
 
 
 def _metrics() -> FlaskResponse:
@@ -247,6 +326,8 @@ def _error_handlers(
         response = error.get_response()
         code = _HTTP_ERROR_CODES.get(error.code or 500, "BAD_REQUEST")
         body = {"error_code": code, "message": error.description, "request_id": _asked().id}
+        if v2.speaks(_asked().path):
+            body = v2.error_body(body)
         headers = {name: value for name, value in response.headers.items() if name in ("Allow", "Location")}
         return _json(body, error.code or 500, headers)
 

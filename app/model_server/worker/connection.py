@@ -42,6 +42,8 @@ class Limits:
     """What one connection may take, in bytes and seconds."""
 
     body_bytes: int
+    all_body_bytes: int = 64 * 1024 * 1024
+    """Of all bodies that a worker holds; beyond it those that came slowest are refused."""
     head_bytes: int = 64 * 1024
     idle_seconds: float = 75.0
     """Without a request."""
@@ -50,6 +52,8 @@ class Limits:
     body_seconds: float = 20.0
     """From the end of the head to the end of the body, and more for what came: see the next."""
     body_bytes_per_second: int = 64 * 1024
+    small_body_bytes: int | None = None
+    """A longer body, or one of a length that is not said, is for another worker; None where there is none."""
     write_seconds: float = 30.0
     """In which a client takes nothing of its answer."""
     linger_seconds: float = 5.0
@@ -72,6 +76,8 @@ class Connection:
 
     def __init__(self, sock: socket.socket, limits: Limits) -> None:
         self.sock = sock
+        self.from_proxy = sock.family == socket.AF_UNIX
+        """Whether nobody but the proxy on this machine can have made it."""
         self.phase = Phase.IDLE
         self.deadline = 0.0
         """When it has waited for too long, on the clock of ``perf_counter``."""
@@ -90,11 +96,22 @@ class Connection:
         self._head_bytes = 0
         self._request: Request | None = None
         self._body: list[bytes] = []
-        self._body_bytes = 0
+        self.body_bytes = 0
+        """What it holds of a body that has not been answered."""
+        self.is_large = False
+        """Whether the body that is being read is for another worker."""
+        self._unanswered: list[bytes] = []
+        self._messages = 0
+        """That began in what is unanswered."""
         self._continue = False
         self._since = 0.0
         """When this phase of reading began."""
         self._read_on()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client has been let go of."""
+        return self.phase is Phase.CLOSED
 
     # --- reading ---
 
@@ -107,8 +124,15 @@ class Connection:
         data = self.sock.recv(_BODY_CHUNK_BYTES if self.phase is Phase.BODY else self._limits.head_bytes)
         if not data:
             raise ConnectionResetError("the client closed the connection")
-        if self.phase is Phase.LINGER:
-            return None
+        return None if self.phase is Phase.LINGER else self.feed(data)
+
+    def feed(self, data: bytes) -> Request | None:
+        """Take what a client sent; as :meth:`receive`."""
+        if self._limits.small_body_bytes is not None:
+            if self._reading is Phase.IDLE:
+                self._unanswered, self._messages = [data], 0
+            else:
+                self._unanswered.append(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -131,11 +155,15 @@ class Connection:
                 self._refuse(HeadTooLargeError(f"The head is larger than {self._limits.head_bytes} bytes."))
         elif self.phase is Phase.BODY:
             self.deadline = (
-                self._since + self._limits.body_seconds + self._body_bytes / self._limits.body_bytes_per_second
+                self._since + self._limits.body_seconds + self.body_bytes / self._limits.body_bytes_per_second
             )
-            if self._continue:
+            if self._continue and not self.is_large:
                 self._continue = False
                 self.sock.send(_CONTINUE)
+
+    def unanswered(self) -> bytes | None:
+        """What was read of the one request that is under way; None where it was read together with another."""
+        return b"".join(self._unanswered) if self._messages == 1 else None
 
     def next(self) -> Request | None:
         """The next request that was read completely; it is the caller's to have answered."""
@@ -148,7 +176,15 @@ class Connection:
         """Its time is over: the request that is to be refused for it, or None when it is to be closed."""
         if self.phase not in (Phase.HEAD, Phase.BODY):
             return None
-        self._refuse(RequestTimeoutError("The request did not come within its time."))
+        return self.refuse(RequestTimeoutError("The request did not come within its time."))
+
+    def slowness(self, now: float) -> float:
+        """What it holds of a body that is not complete, times the seconds for which it has."""
+        return self.body_bytes * (now - self._since) if self.phase is Phase.BODY else 0.0
+
+    def refuse(self, error: RequestError) -> Request | None:
+        """Give up the request that is being read: it is to be answered with ``error``."""
+        self._refuse(error)
         return self.next()
 
     def _read_on(self) -> None:
@@ -163,6 +199,7 @@ class Connection:
         request.refusal = error
         request.keep_alive = False
         self._request = None
+        self._body, self.body_bytes = [], 0
         self._complete.append(request)
 
     # --- what the parser calls ---
@@ -170,6 +207,7 @@ class Connection:
     def on_message_begin(self) -> None:
         """A request begins."""
         self._head_bytes = 0
+        self._messages += 1
         self._reading = Phase.HEAD
 
     def on_url(self, piece: bytes) -> None:
@@ -188,9 +226,12 @@ class Connection:
         method = self._parser.get_method().decode("latin-1")
         self._request = request = Request(self, method, self._target, self._headers)
         request.http_1_0 = self._parser.get_http_version() == "1.0"
-        self._body, self._body_bytes = [], 0
+        self._body, self.body_bytes = [], 0
         self._reading = Phase.BODY
-        if int(self._headers.get(b"content-length", 0)) > self._limits.body_bytes:
+        length = int(self._headers.get(b"content-length", 0))
+        small = self._limits.small_body_bytes
+        self.is_large = small is not None and (length > small or b"transfer-encoding" in self._headers)
+        if length > self._limits.body_bytes:
             self._refuse_body()
         self._continue = self._headers.get(b"expect", b"").lower() == b"100-continue" and not request.http_1_0
 
@@ -199,8 +240,8 @@ class Connection:
         if self._request is None:
             return
         self._body.append(piece)
-        self._body_bytes += len(piece)
-        if self._body_bytes > self._limits.body_bytes:
+        self.body_bytes += len(piece)
+        if self.body_bytes > self._limits.body_bytes:
             self._refuse_body()
 
     def on_message_complete(self) -> None:
@@ -216,7 +257,6 @@ class Connection:
         self._reading = Phase.IDLE
 
     def _refuse_body(self) -> None:
-        self._body = []
         self._refuse(TooLargeError(f"The body is larger than {self._limits.body_bytes} bytes."))
 
     # --- writing ---
@@ -238,6 +278,9 @@ class Connection:
             # More of a request that was refused may be under way: closed at once, the answer would be lost.
             self._afterwards = Phase.LINGER if request.refusal else Phase.CLOSED
         self._outgoing = memoryview(response.to(request, close=self._afterwards is not None))
+        if self._reading is not Phase.BODY:
+            self.body_bytes = 0
+            self._unanswered = []
         self.phase = Phase.WRITE
         self.write()
 

@@ -34,6 +34,10 @@ class RequestError(Exception):
         return body
 
 
+class LargeRequestError(Exception):
+    """A request that costs more than a small one may: a worker for large ones answers it."""
+
+
 class SchemaError(RequestError):
     """The input does not fit the model's signature."""
 
@@ -49,7 +53,7 @@ class NotAcceptedError(RequestError):
 
 
 class TooLargeError(RequestError):
-    """More bytes or rows than one request may have."""
+    """More bytes, rows, columns or values than one request may have."""
 
     status = 413
     kind = "too_large"
@@ -79,6 +83,14 @@ class NoModelError(RequestError):
     kind = "no_model"
 
 
+class UnknownModelError(RequestError):
+    """Another model, or another version of it, is asked for than is served."""
+
+    status = 404
+    error_code = "ENDPOINT_NOT_FOUND"
+    kind = "unknown_model"
+
+
 class BusyError(RequestError):
     """The queue is full."""
 
@@ -93,6 +105,13 @@ class DeadlineError(RequestError):
     status = 504
     error_code = "DEADLINE_EXCEEDED"
     kind = "deadline"
+
+
+class GoneError(RequestError):
+    """Nobody waits for the answer any more. The status is nginx's for it; it is counted, and sent to nobody."""
+
+    status = 499
+    kind = "gone"
 
 
 class NotHttpError(RequestError):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from model_server.common import contract, logs
 from model_server.common.settings import Settings
+from model_server.worker.handover import Handover
 from model_server.worker.seats import Seats
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ _settings = Settings.from_environment()
 
 # The others are left to the worker: Gunicorn removes the path of a Unix socket when it ends, and the next has it too.
 bind = f"fd://{contract.listeners()[0]}"
-workers = _settings.workers
+workers = _settings.processes
 worker_class = "model_server.worker.worker.LoopWorker"
 preload_app = True
 # A hung worker is found by the heartbeat of its main thread, which loads the model too; a hung prediction by the loop.
@@ -38,26 +40,36 @@ logconfig_dict = {
     },
 }
 
-_seats = Seats(workers)
+_NICENESS = 10
+"""Of workers for large requests: a tenth of what the others get while these want the core, all of it when not."""
+
+# For small requests, and for large ones.
+_seats = Seats(_settings.workers), Seats(_settings.large_workers)
+_handovers = Handover.ends()
 
 
 def pre_fork(server: Any, worker: LoopWorker) -> None:
-    """In Gunicorn: give a new worker a seat that no other has."""
-    worker.seats = _seats
-    worker.seat = _seats.free({other.seat for other in server.WORKERS.values()})
+    """In Gunicorn: say what kind of requests a new worker has, and give it a seat that no other has."""
+    others = server.WORKERS.values()
+    worker.large = sum(other.large for other in others) < _settings.large_workers
+    worker.handover = _handovers[worker.large]
+    worker.seats = _seats[worker.large]
+    worker.seat = worker.seats.free({other.seat for other in others if other.large is worker.large})
 
 
 def child_exit(_server: Any, worker: LoopWorker) -> None:
     """In Gunicorn: a worker is gone."""
-    _seats.leave(worker.seat)
+    worker.seats.leave(worker.seat)
 
 
-def post_worker_init(_worker: LoopWorker) -> None:
+def post_worker_init(worker: LoopWorker) -> None:
     """In a new worker, before it accepts: have the model answer its own example, then wait for the others'."""
     from model_server.worker.wsgi import application
 
     # Gunicorn's own status for a worker that cannot boot: it stops instead of forking the next.
     with contract.reporting_failure(status=3):
         application.begin()
+    if worker.large:
+        os.nice(_NICENESS)
     contract.report_ready()
     contract.await_opening()

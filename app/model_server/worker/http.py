@@ -45,6 +45,7 @@ class Request:
         "predicts",
         "query",
         "refusal",
+        "small",
         "stuck",
     )
 
@@ -61,6 +62,8 @@ class Request:
         """Why it is to be answered with an error, whatever it asks for."""
         self.predicts = False
         """Whether it takes one of the places for predictions."""
+        self.small = False
+        """Whether another worker answers it when it turns out to be large."""
         self.arrived = 0.0
         """When it was complete, on the clock of ``perf_counter``."""
         self.began = 0.0
@@ -72,12 +75,22 @@ class Request:
         self._id = ""
 
     @property
+    def gone(self) -> bool:
+        """Whether nobody waits for its answer: its time is over, or its client has left."""
+        return self.abandoned or self.connection.closed
+
+    @property
     def id(self) -> str:
         """The client's own ``X-Request-Id`` where it is a plain one, else a new one."""
         if not self._id:
             given = self.header("x-request-id") or ""
             self._id = given if _PLAIN_ID.fullmatch(given) else os.urandom(8).hex()
         return self._id
+
+    @property
+    def client(self) -> str:
+        """The name of who asks, as the proxy says it, or an empty text. What others say in its place is not heeded."""
+        return (self.header("x-client") or "") if self.connection.from_proxy else ""
 
     def header(self, name: str) -> str | None:
         """The value of a header, or None; its name in small letters."""

@@ -10,6 +10,7 @@ it. Only the leader touches connections, so nothing here needs a lock but the ch
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import socket
@@ -23,8 +24,10 @@ from typing import Protocol
 
 from model_server.common import metrics
 from model_server.worker.connection import Connection, Limits, Phase
-from model_server.worker.errors import BusyError, DeadlineError, RequestError, ServerError
+from model_server.worker.errors import BusyError, DeadlineError, LargeRequestError, RequestError, ServerError
+from model_server.worker.handover import Handover
 from model_server.worker.http import Request, Response
+from model_server.worker.memory import Growth, own_bytes
 from model_server.worker.scoring import Scored
 from model_server.worker.seats import Seats
 
@@ -40,18 +43,25 @@ _FAREWELL_SECONDS = 1.0
 """How long a worker that stops waits for the next request of an idle client: it may be under way."""
 _COUNTED_TOGETHER = 64
 """Answers are counted when nothing else is to be done, or so many at once: singly it takes as long as parsing them."""
+_SMALL_BODY_BYTES = 64 * 1024
+"""A body that may be held without asking how large all are together."""
 _MOST_EVENTS = 8
 """Looked at together, so that those who come meanwhile have their turn."""
+_NO_MORE_LARGE = "it has as many large requests as it may, or this one was sent together with another"
 
 
 class Application(Protocol):
-    """What answers requests. Called from any thread; none of it raises."""
+    """What answers requests. Called from any thread; it raises nothing but what is said here."""
 
     def predicts(self, request: Request) -> bool:
         """Whether a request takes one of the places for predictions."""
 
     def answer(self, request: Request) -> Response:
-        """Answer it; this may take long."""
+        """Answer it; this may take long.
+
+        Raises:
+            LargeRequestError: it is large, and is not answered here where its ``small`` is true.
+        """
 
     def refuse(self, request: Request, error: RequestError) -> Response:
         """Answer it with an error; this is quick."""
@@ -104,6 +114,9 @@ class Loop:
         seat: of this worker.
         capacity: of this worker.
         limits: of each connection.
+        growth: of this worker's memory.
+        handover: to the workers for large requests, or from them to the others; None where there are none.
+        large: whether this worker is one for large requests: it accepts nobody itself.
     """
 
     def __init__(
@@ -114,6 +127,10 @@ class Loop:
         seat: int,
         capacity: Capacity,
         limits: Limits,
+        growth: Growth,
+        handover: Handover | None = None,
+        *,
+        large: bool = False,
     ) -> None:
         self._application = application
         self._listeners = {listener.fileno(): listener for listener in listeners}
@@ -121,6 +138,9 @@ class Loop:
         self._seat = seat
         self._capacity = capacity
         self._limits = limits
+        self._growth = growth
+        self._handover = handover
+        self._large = large
         self._epoll = select.epoll()
         self._connections: dict[int, Connection] = {}
         self._others: deque[Request] = deque()
@@ -129,12 +149,15 @@ class Loop:
         """What former leaders still answer."""
         self._answered: list[_Answered] = []
         """What has not been counted yet."""
-        self._outcomes: deque[tuple[Request, Response]] = deque()
+        self._outcomes: deque[tuple[Request, Response | None]] = deque()
         """What they have answered since the leader last looked."""
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._accepts_at = 0.0
         self._sweeps_at = perf_counter() + _SWEEP_SECONDS
         self._stopping = False
+        self._adopts = handover is not None
+        """Whether it takes connections that are handed over."""
+        self._adopts_until = math.inf
         self._finished = threading.Event()
         self._active = threading.Event()
         self._leader = _Leader()
@@ -144,6 +167,8 @@ class Loop:
         self._epoll.register(self._wake, select.EPOLLIN)
         for descriptor in self._listeners:
             self._epoll.register(descriptor, select.EPOLLIN)
+        if handover is not None:
+            self._epoll.register(handover, select.EPOLLIN)
 
     # --- from the main thread ---
 
@@ -228,7 +253,7 @@ class Loop:
             self._finish(request, response)
 
     def _has_ended(self) -> bool:
-        if self._stopping and not self._connections and not self._listeners:
+        if self._stopping and not (self._connections or self._listeners or self._adopts):
             self._finished.set()
             self._active.set()
         return self._finished.is_set()
@@ -247,19 +272,40 @@ class Loop:
     def _has_a_place(self) -> bool:
         return sum(request.predicts for request in self._running) < self._capacity.predictions
 
-    def _answer(self, request: Request) -> Response:
+    def _answer(self, request: Request) -> Response | None:
+        """The answer, or None when another worker is to give it."""
         if request.refusal is not None:
             return self._application.refuse(request, request.refusal)
         try:
             return self._application.answer(request)
+        except LargeRequestError:
+            return None
         except Exception as error:  # noqa: BLE001 - a fault of ours: the client is told, the log has it
             failure = ServerError("The server failed on this request. Its log has the reason under the request's id.")
             failure.__cause__ = error
             return self._application.refuse(request, failure)
 
-    def _finish(self, request: Request, response: Response) -> None:
-        """Give the client its answer, and take its next request if it has sent one already."""
+    def _finish(self, request: Request, response: Response | None) -> None:
+        """Give the client its answer, and take its next request if it has sent one already.
+
+        Args:
+            request: what was asked.
+            response: the answer, or None when a worker for large requests is to give it.
+        """
         connection = request.connection
+        if response is None:
+            if connection.phase is Phase.CLOSED:
+                metrics.IN_FLIGHT.dec()
+            elif self._stopping:
+                # The others may have stopped before: it would wait for nobody.
+                request.small = False
+                self._waiting.appendleft(request)
+            elif self._give(connection):
+                metrics.IN_FLIGHT.dec()
+            else:
+                request.refusal = _busy(_NO_MORE_LARGE)
+                self._others.append(request)
+            return
         if connection.phase is not Phase.CLOSED:
             try:
                 connection.answer(request, response, last=self._stopping)
@@ -282,6 +328,12 @@ class Loop:
                 self._listen_for(connection, select.EPOLLIN)
             if connection.phase is not Phase.LINGER and (request := connection.next()):
                 self._take(request)
+            elif connection.phase is Phase.BODY:
+                # It was sent together with what is answered now.
+                self._got(connection, None)
+            elif self._large and connection.phase is Phase.IDLE and not self._stopping:
+                # What it asks for next may be small.
+                self._give(connection)
 
     def _take(self, request: Request) -> None:
         """Put a request in line, or refuse it."""
@@ -289,12 +341,11 @@ class Loop:
             self._others.append(request)
             return
         if len(self._waiting) >= self._capacity.waiting and not self._has_a_place():
-            request.refusal = BusyError(
-                "The server is busy: its queue is full. Try again.", headers={"Retry-After": "1"}
-            )
+            request.refusal = _busy("its queue is full")
             self._others.append(request)
             return
         request.predicts = True
+        request.small = self._handover is not None and not (self._large or self._stopping)
         metrics.IN_FLIGHT.inc()
         self._waiting.append(request)
 
@@ -317,6 +368,8 @@ class Loop:
                 self._accept(self._listeners[descriptor])
             elif descriptor == self._wake:
                 self._heed()
+            elif self._handover is not None and descriptor == self._handover.fileno():
+                self._adopt()
             elif connection := self._connections.get(descriptor):
                 self._attend(connection, happened)
         self._keep_time(perf_counter())
@@ -347,18 +400,37 @@ class Loop:
     def _attend(self, connection: Connection, happened: int) -> None:
         """Read what a client sent, or send it more."""
         try:
-            if happened & (select.EPOLLHUP | select.EPOLLERR):
+            if happened & (select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP):
                 self._drop(connection)
             elif connection.phase is Phase.WRITE:
                 connection.write()
                 self._go_on(connection)
             elif connection.phase is Phase.ANSWER:
-                # One request at a time; what it sends meanwhile waits in the kernel.
-                self._listen_for(connection, 0)
-            elif request := connection.receive():
-                self._take(request)
+                # One request at a time; what it sends meanwhile waits in the kernel. Only its leaving is heard of.
+                self._listen_for(connection, select.EPOLLRDHUP)
+            else:
+                self._receive(connection)
+        except BlockingIOError:
+            # It was said of a former connection of this number, closed since.
+            pass
         except OSError:
             self._drop(connection)
+
+    def _receive(self, connection: Connection) -> None:
+        self._got(connection, connection.receive())
+
+    def _got(self, connection: Connection, request: Request | None) -> None:
+        """Look at what was read: a request when it is complete."""
+        if request is None and connection.is_large and connection.phase is Phase.BODY and not self._stopping:
+            if not self._give(connection) and (request := connection.refuse(_busy(_NO_MORE_LARGE))):
+                self._take(request)
+            return
+        fits = connection.body_bytes <= _SMALL_BODY_BYTES or self._make_room_for_bodies()
+        if request is not None:
+            if not fits:
+                request.refusal = _busy("it holds as many bytes of requests as it may")
+                request.body, connection.body_bytes = b"", 0
+            self._take(request)
 
     def _listen_for(self, connection: Connection, events: int) -> None:
         connection.events = events
@@ -380,13 +452,18 @@ class Loop:
             self._running.discard(request)
             if not request.abandoned:
                 self._finish(request, response)
-        if self._stopping and self._listeners:
+        if self._stopping and self._adopts_until == math.inf:
+            now = perf_counter()
+            # Another worker may not have heard yet that it is to stop too, and hand over a large request.
+            self._adopts_until = now + _FAREWELL_SECONDS if self._large else now
+            while self._adopt():
+                pass
             for descriptor, listener in self._listeners.items():
                 self._epoll.unregister(descriptor)
                 listener.close()
             self._listeners = {}
             self._seats.leave(self._seat)
-            self._sweeps_at = perf_counter() + _FAREWELL_SECONDS
+            self._sweeps_at = now + _FAREWELL_SECONDS
             for connection in self._connections.values():
                 if connection.phase is Phase.IDLE:
                     connection.deadline = self._sweeps_at
@@ -411,18 +488,47 @@ class Loop:
             _logger.warning("a connection cannot be accepted", extra={"reason": str(error)})
             self._make_room()
             return False
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._attach(sock)
+        return True
+
+    def _attach(self, sock: socket.socket) -> Connection:
         if len(self._connections) >= self._capacity.connections:
             self._make_room()
         sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connections[sock.fileno()] = Connection(sock, self._limits)
+        connection = self._connections[sock.fileno()] = Connection(sock, self._limits)
         self._epoll.register(sock, select.EPOLLIN)
         self._say_how_many()
+        return connection
+
+    def _adopt(self) -> bool:
+        """Take a connection that another worker hands over; false when there is none."""
+        if self._handover is None or (taken := self._handover.take()) is None:
+            return False
+        sock, read = taken
+        connection = self._attach(sock)
+        if read:
+            try:
+                self._got(connection, connection.feed(read))
+            except OSError:
+                self._drop(connection)
+        return True
+
+    def _give(self, connection: Connection) -> bool:
+        """Hand a connection over, with what was read of its request; false when that cannot be."""
+        read = connection.unanswered() if connection.phase is not Phase.IDLE else b""
+        if self._handover is None or read is None:
+            return False
+        try:
+            self._handover.give(connection.sock, read)
+        except OSError:
+            return False
+        self._drop(connection)
         return True
 
     def _say_how_many(self) -> None:
-        if self._listeners:
+        if not self._stopping:
             self._seats.set(self._seat, len(self._connections))
 
     def _listen_to_listeners(self, events: int) -> None:
@@ -435,9 +541,24 @@ class Loop:
         if idle:
             self._drop(min(idle, key=lambda connection: connection.deadline))
 
+    def _make_room_for_bodies(self) -> bool:
+        """Refuse what is under way, the slowest first, until all bodies are as small as they may be; false if not."""
+        while sum(one.body_bytes for one in self._connections.values()) > self._limits.all_body_bytes:
+            now = perf_counter()
+            slowest = max(self._connections.values(), key=lambda connection: connection.slowness(now))
+            if not slowest.slowness(now):
+                # All are complete, and wait for their turn.
+                return False
+            if request := slowest.refuse(_busy("it holds as many bytes of requests as it may")):
+                self._take(request)
+        return True
+
     # --- time ---
 
     def _keep_time(self, now: float) -> None:
+        if self._handover is not None and self._adopts and now >= self._adopts_until:
+            self._adopts = False
+            self._epoll.unregister(self._handover)
         if self._accepts_at and now >= self._accepts_at:
             self._accepts_at = 0.0
             self._listen_to_listeners(select.EPOLLIN)
@@ -456,8 +577,16 @@ class Loop:
                 self.stop()
         if now >= self._sweeps_at:
             self._sweeps_at = now + _SWEEP_SECONDS
+            self._look_at_memory()
             for connection in [one for one in self._connections.values() if now >= one.deadline]:
                 self._expire(connection)
+
+    def _look_at_memory(self) -> None:
+        """Stop when this worker has grown too large and all others serve: Gunicorn starts another in its place."""
+        if not self._stopping and self._growth.is_too_much() and self._seats.leave_if_others_stay(self._seat):
+            metrics.REPLACEMENTS.inc()
+            _logger.warning("this worker has grown and is replaced", extra={"bytes": own_bytes()})
+            self.stop()
 
     def _give_up(self, request: Request) -> None:
         seconds = self._capacity.seconds
@@ -470,3 +599,7 @@ class Loop:
             self._drop(connection)
         else:
             self._take(request)
+
+
+def _busy(why: str) -> BusyError:
+    return BusyError(f"The server is busy: {why}. Try again.", headers={"Retry-After": "1"})

@@ -26,10 +26,12 @@ from mlflow.pyfunc.utils.serving_data_parser import is_unified_llm_input
 from mlflow.types.type_hints import _is_type_hint_from_example
 
 from model_server.common.store import StoredModel
-from model_server.worker import encoding, protocol
+from model_server.worker import encoding, protocol, v2
+from model_server.worker.budget import Budget
 from model_server.worker.drift import DriftProfile, Observer
-from model_server.worker.errors import RequestError, SchemaError
+from model_server.worker.errors import RequestError, SchemaError, TooLargeError
 from model_server.worker.fast_path import DECLINED, Plan, plan_for, raw_inputs
+from model_server.worker.v2_form import Form
 
 _logger = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class Invocation:
     """What the model is given, for the drift profile."""
     wrapped: bool = True
     """Answer ``{"predictions": …}``; false for MLflow's unified LLM input, which is answered bare."""
+    reply: v2.Reply | None = None
+    """How it is answered in the V2 protocol, when it was asked so."""
 
 
 class ServedModel:
@@ -71,7 +75,7 @@ class ServedModel:
         stored: where it lies.
         pyfunc: the model.
         max_rows: rows one request may have.
-        max_body_bytes: what a request body may have; bounds what Parquet may unfold to.
+        max_body_bytes: what a request body may have; bounds what it may unfold to.
     """
 
     def __init__(self, stored: StoredModel, pyfunc: PyFuncModel, max_rows: int, max_body_bytes: int) -> None:
@@ -81,11 +85,14 @@ class ServedModel:
         self.doubt = ""
         """Why it may not be fit to serve, though it serves."""
         self.pyfunc = pyfunc
-        self._max_rows = max_rows
-        self._max_body_bytes = max_body_bytes
         self._input_schema = pyfunc.metadata.get_input_schema()
+        columns = None if self._input_schema is None else len(self._input_schema.inputs)
+        self._budget = Budget.of(max_rows, max_body_bytes, columns)
+        self._small_budget = Budget.small(max_rows, columns)
         self._params_schema = pyfunc.metadata.get_params_schema()
         self._plan, self._predict_fast = self._short_way()
+        self.form = Form(self._input_schema, pyfunc.metadata.get_output_schema())
+        """Its signature as the V2 protocol has it."""
         self._code = _code_of(pyfunc)
         self.drift = DriftProfile.from_metadata(pyfunc.metadata.metadata or {}, self.version.version)
 
@@ -99,37 +106,79 @@ class ServedModel:
 
     # --- reading a request ---
 
-    def read(self, media_type: str, body: bytes) -> Invocation:
+    def read(self, media_type: str, body: bytes, *, small: bool = False) -> Invocation:
         """Turn a body into an invocation.
 
+        Args:
+            media_type: of the body.
+            body: of a request.
+            small: refuse with TooLargeError what costs more than a small request does.
+
         Raises:
-            RequestError: when the body is not of the protocol, does not fit the signature or has too many rows.
+            RequestError: when the body is not of the protocol, does not fit the signature or unfolds to too much.
         """
+        budget = self._small_budget if small else self._budget
         if media_type == protocol.JSON:
-            return self._read_json(protocol.decode_json(body))
+            return self._read_json(body, protocol.decode_json(body, self._budget), budget)
         if media_type == protocol.CSV:
-            frame = protocol.read_csv(body, self._input_schema)
+            frame = protocol.read_csv(body, self._input_schema, budget)
+        elif small:
+            # What it costs is not told by its size.
+            raise TooLargeError("Parquet is never small.")
         else:
-            frame = protocol.read_parquet(body, self._max_rows, self._max_body_bytes)
-        if len(frame) > self._max_rows:
-            raise protocol.too_many_rows(self._max_rows)
+            frame = protocol.read_parquet(body, budget)
         return self._invocation("pyfunc", len(frame), frame, None)
 
-    def _read_json(self, decoded: dict[str, Any]) -> Invocation:
+    def read_v2(self, body: bytes, header_length: str | None, *, small: bool = False) -> Invocation:
+        """Turn a body of the V2 protocol into an invocation; as :meth:`read`.
+
+        Args:
+            body: of a request.
+            header_length: the header that says how much of it is JSON, or None.
+            small: refuse with TooLargeError what costs more than a small request does.
+        """
+        budget = self._small_budget if small else self._budget
+        question = v2.Question.read(body, header_length, self._budget, budget)
+        known = self._params_schema.to_dict() if self._params_schema else ()
+        names = {param["name"] for param in known}
+        # Others are of the protocol or of a client.
+        params = {name: value for name, value in question.parameters.items() if name in names}
+        decoded = {**self.form.fields(question), **({"params": params} if params else {})}
+        key = protocol.input_key(decoded)
+        invocation = self._plain(key, decoded, budget) or self._as_mlflow_reads(key, decoded, budget)
+        version = self.version
+        invocation.reply = v2.Reply(question, version.name, version.version, self.form.output_names)
+        return invocation
+
+    def _read_json(self, body: bytes, decoded: dict[str, Any], budget: Budget) -> Invocation:
         if is_unified_llm_input(decoded):
+            budget.check_json(body)
             parsed = self._parse_with_mlflow(decoded)
             self._params(parsed.params)
             return self._invocation("pyfunc", 1, parsed.data, parsed.params, wrapped=False)
         key = protocol.input_key(decoded)
+        if invocation := self._plain(key, decoded, budget):
+            return invocation
+        if budget is self._small_budget:
+            # The same values cost far more on MLflow's way.
+            budget.check_json(body)
+        return self._as_mlflow_reads(key, decoded, budget)
+
+    def _plain(self, key: str, decoded: dict[str, Any], budget: Budget) -> Invocation | None:
+        """The invocation by the short way, or None where that is not exact."""
         data = decoded[key]
         rows = protocol.count_rows(key, data)
-        if rows > self._max_rows:
-            raise protocol.too_many_rows(self._max_rows)
+        budget.check_rows(rows)
         params = self._params(decoded.get("params"))
-        if self._plan is not None and (plain := self._plan(key, data)) is not DECLINED:
-            return self._invocation("fast", rows, plain, params)
+        if self._plan is None or (plain := self._plan(key, data)) is DECLINED:
+            return None
+        return self._invocation("fast", rows, plain, params)
+
+    def _as_mlflow_reads(self, key: str, decoded: dict[str, Any], budget: Budget) -> Invocation:
+        data = decoded[key]
+        budget.check_table(key, data)
         parsed = self._parse_with_mlflow(decoded)
-        return self._invocation("pyfunc", rows, parsed.data, parsed.params)
+        return self._invocation("pyfunc", protocol.count_rows(key, data), parsed.data, parsed.params)
 
     def _invocation(self, path: str, rows: int, data: Any, params: Any, *, wrapped: bool = True) -> Invocation:
         predict = self._predict_fast if path == "fast" else self._predict_pyfunc

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from model_server.worker import protocol
+from model_server.worker import protocol, v2
 
 if TYPE_CHECKING:
     from model_server.common.settings import Settings
@@ -35,6 +36,19 @@ _TABLE = {
 }
 
 
+_V2_TENSOR = {
+    "type": "object",
+    "required": ["name", "datatype", "shape"],
+    "properties": {
+        "name": {"type": "string"},
+        "datatype": {"enum": [*v2.DTYPES, v2.BYTES]},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "parameters": {"type": "object"},
+        "data": {"type": "array"},
+    },
+}
+
+
 def describe(settings: Settings, model: ServedModel | None) -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
     return {
@@ -42,7 +56,8 @@ def describe(settings: Settings, model: ServedModel | None) -> dict[str, Any]:
         "info": {
             "title": f"Model server: {settings.model.name}",
             "version": model.version.version if model else "0",
-            "description": "MLflow's scoring protocol, with readiness, metrics and a description of the model.",
+            "description": "MLflow's scoring protocol and the Open Inference Protocol (V2), with readiness, metrics "
+            "and a description of the model.",
         },
         "paths": {
             "/invocations": {"post": _invocations(settings, model)},
@@ -53,6 +68,7 @@ def describe(settings: Settings, model: ServedModel | None) -> dict[str, Any]:
             "/version": {"get": _get("MLflow's version.", _text("application/json"))},
             "/metrics": {"get": _get("Prometheus metrics.", _text("text/plain"))},
             "/openapi.json": {"get": _get("This document.", _object())},
+            **_v2(settings, model),
         },
         "components": {
             "schemas": {
@@ -65,7 +81,13 @@ def describe(settings: Settings, model: ServedModel | None) -> dict[str, Any]:
                         "request_id": {"type": "string"},
                         "detail": {"type": "string"},
                     },
-                }
+                },
+                "V2Error": {
+                    "type": "object",
+                    "required": ["error"],
+                    "properties": {"error": {"type": "string"}, "detail": {"type": "string"}},
+                },
+                "V2Tensor": _V2_TENSOR,
             }
         },
     }
@@ -115,6 +137,74 @@ def _invocations(settings: Settings, model: ServedModel | None) -> dict[str, Any
     }
 
 
+def _v2(settings: Settings, model: ServedModel | None) -> dict[str, Any]:
+    """The paths of the V2 protocol; each of a model is there with ``/versions/VERSION`` after its name too."""
+    name = f"{v2.PATH}/models/{quote(settings.model.name)}"
+    paths = {
+        v2.PATH: _get("The server, and which extensions of the V2 protocol it has.", _object()),
+        f"{v2.PATH}/health/live": _get("The process answers.", _object()),
+        f"{v2.PATH}/health/ready": _get("A model is loaded.", _object(), unavailable=True),
+        name: _get("The model's inputs and outputs as tensors.", _object(), unavailable=True),
+        f"{name}/ready": _get("The model is loaded.", _object(), unavailable=True),
+    }
+    for operation in paths.values():
+        if "503" in operation["responses"]:
+            operation["responses"]["503"] = _failure("No model yet.", "V2Error")
+    return {**{path: {"get": operation} for path, operation in paths.items()}, f"{name}/infer": _infer(settings, model)}
+
+
+def _infer(settings: Settings, model: ServedModel | None) -> dict[str, Any]:
+    tensors = {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/V2Tensor"}}
+    wanted = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}
+    content: dict[str, Any] = {
+        protocol.JSON: {
+            "schema": {
+                "type": "object",
+                "required": ["inputs"],
+                "properties": {
+                    "id": {"type": "string"},
+                    "parameters": {"type": "object", "properties": _params(model)},
+                    "inputs": tensors,
+                    "outputs": {"type": "array", "items": wanted},
+                },
+            }
+        },
+        v2.OCTETS: {"schema": {"type": "string", "format": "binary"}},
+    }
+    if model is not None and (example := model.form.example()) is not None:
+        content[protocol.JSON]["example"] = example
+    answer = {
+        "type": "object",
+        "required": ["model_name", "model_version", "outputs"],
+        "properties": {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "id": {"type": "string"},
+            "outputs": tensors,
+        },
+    }
+    responses = {
+        status: _failure(response["description"], "V2Error")
+        for status, response in _invocations(settings, model)["responses"].items()
+        if status != "200"
+    }
+    responses["200"] = {
+        "description": "The outputs.",
+        "content": {
+            protocol.JSON: {"schema": answer},
+            v2.OCTETS: {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+    return {
+        "post": {
+            "summary": "Predict, in the V2 protocol.",
+            "tags": ["model"],
+            "requestBody": {"required": True, "content": content},
+            "responses": responses,
+        }
+    }
+
+
 def _inputs(model: ServedModel | None) -> dict[str, Any]:
     """What ``inputs`` may be: narrowed for one scalar column, open for everything else MLflow reads."""
     schema = model and model.pyfunc.metadata.get_input_schema()
@@ -148,8 +238,8 @@ def _object() -> dict[str, Any]:
     return {"application/json": {"schema": {"type": "object"}}}
 
 
-def _failure(description: str) -> dict[str, Any]:
+def _failure(description: str, schema: str = "Error") -> dict[str, Any]:
     return {
         "description": description,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
     }

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from model_server.worker.errors import NotAcceptedError, RequestError, SchemaError, TooLargeError
+from model_server.worker.errors import NotAcceptedError, RequestError, SchemaError
 
 if TYPE_CHECKING:
     import pandas
     from mlflow.types.schema import Schema
+
+    from model_server.worker.budget import Budget
 
 JSON = "application/json"
 CSV = "text/csv"
@@ -26,8 +28,6 @@ _ONE_KEY = f"The input must be a JSON dictionary with exactly one of the input f
 
 # orjson reads integers beyond 64 bits as floats, the standard library as integers.
 _LONG_NUMBER = re.compile(rb"\d{19}")
-# A small Parquet body can unfold to any size: this many times the body limit is what one request may take.
-_PARQUET_EXPANSION = 8
 
 
 def media_type(content_type: str | None) -> str:
@@ -52,21 +52,32 @@ def media_type(content_type: str | None) -> str:
     return media.lower()
 
 
-def decode_json(body: bytes) -> dict[str, Any]:
-    """The JSON object in ``body``. NaN and the infinities are read, because MLflow's own client writes them.
+def parse_json(body: bytes, budget: Budget) -> Any:
+    """The JSON in ``body``. NaN and the infinities are read, because MLflow's own client writes them.
 
     Raises:
-        RequestError: when it is not JSON, or not an object.
+        TooLargeError: when it has more values than a request may have; it is not parsed.
+        RequestError: when it is not JSON.
     """
+    budget.check_json(body)
     try:
-        decoded = json.loads(body) if _LONG_NUMBER.search(body) else orjson.loads(body)
+        return json.loads(body) if _LONG_NUMBER.search(body) else orjson.loads(body)
     except (ValueError, RecursionError):
         try:
-            decoded = json.loads(body)
+            return json.loads(body)
         except (ValueError, RecursionError) as error:
             raise RequestError(
                 "Invalid input. Ensure that input is a valid JSON formatted string.", detail=repr(error)
             ) from None
+
+
+def decode_json(body: bytes, budget: Budget) -> dict[str, Any]:
+    """The JSON object in ``body``; as :func:`parse_json`.
+
+    Raises:
+        RequestError: when it is not an object.
+    """
+    decoded = parse_json(body, budget)
     if not isinstance(decoded, dict):
         raise RequestError(f"{_ONE_KEY}. Received a {_json_name(decoded)}.")
     return decoded
@@ -93,21 +104,28 @@ def count_rows(key: str, data: Any) -> int:
     return len(data) if isinstance(data, list) else 1
 
 
-def read_csv(body: bytes, schema: Schema | None) -> pandas.DataFrame:
+def read_csv(body: bytes, schema: Schema | None, budget: Budget) -> pandas.DataFrame:
     """A data frame from CSV as ``DataFrame.to_csv`` writes it.
 
     Args:
         body: UTF-8.
         schema: the inputs of the model's signature, or None without one.
+        budget: what it may unfold to.
 
     Raises:
+        TooLargeError: when it has more than a request may have; of too many rows, one too many is parsed.
         RequestError: when it is not such CSV, or the signature is not one of columns.
     """
     import pandas
 
     try:
         dtypes: Any = schema and dict(zip(schema.input_names(), schema.pandas_types(), strict=False))
-        return pandas.read_csv(io.StringIO(body.decode("utf-8")), dtype=dtypes)
+        text = body.decode("utf-8")
+        frame = pandas.read_csv(io.StringIO(text), dtype=dtypes, nrows=budget.check_csv(body, text))
+        budget.check_rows(len(frame))
+        return frame
+    except RequestError:
+        raise
     except Exception as error:  # noqa: BLE001 - parsers of foreign bytes raise anything
         raise RequestError(
             "Failed to parse input as a Pandas DataFrame. Ensure that the input is a valid CSV-formatted Pandas "
@@ -116,24 +134,22 @@ def read_csv(body: bytes, schema: Schema | None) -> pandas.DataFrame:
         ) from None
 
 
-def read_parquet(body: bytes, max_rows: int, max_body_bytes: int) -> pandas.DataFrame:
+def read_parquet(body: bytes, budget: Budget) -> pandas.DataFrame:
     """A data frame from Parquet as ``DataFrame.to_parquet`` writes it.
 
     Raises:
-        TooLargeError: when it would unfold to more rows or bytes than a request may have; it is not unfolded.
+        TooLargeError: when it would unfold to more than a request may have; it is not unfolded.
         RequestError: when it is not Parquet.
     """
     import pandas
-    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    from model_server.worker import parquet
 
     try:
-        metadata = pyarrow.parquet.read_metadata(io.BytesIO(body))
-        unfolded = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
-        if metadata.num_rows > max_rows:
-            raise too_many_rows(max_rows)
-        if unfolded > _PARQUET_EXPANSION * max_body_bytes:
-            raise TooLargeError(f"The Parquet body unfolds to more than {_PARQUET_EXPANSION * max_body_bytes} bytes.")
-        return pandas.read_parquet(io.BytesIO(body))
+        parquet.check(body, budget)
+        frame = pandas.read_parquet(io.BytesIO(body))
+        budget.check_rows(len(frame))
+        return frame
     except RequestError:
         raise
     except Exception as error:  # noqa: BLE001 - parsers of foreign bytes raise anything
@@ -142,11 +158,6 @@ def read_parquet(body: bytes, max_rows: int, max_body_bytes: int) -> pandas.Data
             "DataFrame produced using the `pandas.DataFrame.to_parquet()` method.",
             detail=repr(error),
         ) from None
-
-
-def too_many_rows(max_rows: int) -> TooLargeError:
-    """The answer to a request with more than ``max_rows`` rows."""
-    return TooLargeError(f"More than {max_rows} rows in one request. Send them in several requests.")
 
 
 # What MLflow says without repeating the input, and may therefore be passed on. Names in them are the signature's.

@@ -5,7 +5,9 @@ Whichever worker the kernel wakes first would otherwise take every new connectio
 
 from __future__ import annotations
 
+import fcntl
 import mmap
+import os
 from collections.abc import Collection
 
 _NOBODY = 2**32 - 1
@@ -22,6 +24,8 @@ class Seats:
 
     def __init__(self, number: int) -> None:
         self._counts = memoryview(mmap.mmap(-1, 4 * number)).cast("I")
+        # Locks on it belong to the process that takes them, and end with it.
+        self._lock = os.memfd_create("seats")
         for seat in range(number):
             self.leave(seat)
 
@@ -36,6 +40,18 @@ class Seats:
     def leave(self, seat: int) -> None:
         """Nobody accepts connections on ``seat``."""
         self._counts[seat] = _NOBODY
+
+    def leave_if_others_stay(self, seat: int) -> bool:
+        """Leave ``seat`` if somebody is on every other, so that no two go at the same time."""
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
+        try:
+            others = (count for other, count in enumerate(self._counts) if other != seat)
+            stays = _NOBODY not in others
+            if stays:
+                self.leave(seat)
+            return stays
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN)
 
     def may_accept(self, seat: int) -> bool:
         """Whether the worker on ``seat`` may have one more connection: no other has many fewer."""

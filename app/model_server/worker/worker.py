@@ -11,18 +11,27 @@ from gunicorn.workers.base import Worker
 
 from model_server.common import contract
 from model_server.worker.connection import Limits
+from model_server.worker.handover import Handover
 from model_server.worker.loop import Capacity, Loop
+from model_server.worker.memory import Growth, share_of
 from model_server.worker.seats import Seats
 
 _HEARTBEAT_SECONDS = 1.0
+_BODIES = 4
+"""As many bodies of the largest size does a worker hold: read in part, waiting, or being answered."""
+_SMALL_BODY_BYTES = 64 * 1024
 
 
 class LoopWorker(Worker):
     """Answers requests by one :class:`Loop`; its main thread watches it."""
 
+    large: bool
+    """Whether it is one for large requests; set before the fork, as are the others."""
     seats: Seats
-    """Of all workers of this Gunicorn; set before the fork, as is ``seat``."""
+    """Of all workers of this kind."""
     seat: int
+    handover: Handover
+    """To the workers of the other kind, and from them."""
     _loop: Loop | None = None
 
     def run(self) -> None:
@@ -31,11 +40,18 @@ class LoopWorker(Worker):
         settings = application.settings
         self._loop = loop = Loop(
             application,
-            self._listeners(),
+            [] if self.large else self._listeners(),
             self.seats,
             self.seat,
             Capacity(settings.concurrency, settings.queue_length, settings.request_timeout),
-            Limits(settings.max_body_bytes),
+            Limits(
+                settings.max_body_bytes,
+                _BODIES * settings.max_body_bytes,
+                small_body_bytes=None if self.large else _SMALL_BODY_BYTES,
+            ),
+            Growth(share_of(settings.processes)),
+            self.handover,
+            large=self.large,
         )
         loop.start()
         if not self.alive:

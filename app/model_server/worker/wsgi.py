@@ -6,6 +6,7 @@ import gc
 
 from model_server.common import contract, logs
 from model_server.common.settings import Settings
+from model_server.common.signature import Check
 from model_server.worker.app import ModelServer, create_app
 
 
@@ -14,8 +15,12 @@ def _create() -> ModelServer:
     logs.configure(settings.debug)
     app = create_app(settings, contract.assigned_model())
     if app.stored is not None:
+        check = Check(app.stored, settings.signing_key)
         import model_server.worker.model  # noqa: F401 - MLflow, pandas and NumPy, for all workers
 
+        # Nothing of the version has been read until here.
+        with contract.reporting_failure(status=1):
+            app.signed = check.result(required=settings.require_signature)
         if settings.preload_model:
             with contract.reporting_failure(status=1):
                 app.load()

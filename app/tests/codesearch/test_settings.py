@@ -28,14 +28,25 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
             "TRAINING_SEED": "7",
             "TRAINING_PRETRAINING_EPOCHS": "1",
             "TRAINING_EPOCHS": "2",
+            "TRAINING_MAY_PROMOTE": "false",
+            "TRAINING_PROMOTION_ALIAS": "approved",
         }
     )
-    assert settings == Settings("http://mlflow:5000", "team", "team-search", tmp_path, tmp_path, 7, 1, 2)
+    assert settings == Settings(
+        "http://mlflow:5000", "team", "team-search", tmp_path, tmp_path, 7, 1, 2, False, "approved"
+    )
     assert settings.corpus_name == tmp_path.name
 
 
 def test_an_empty_variable_is_one_that_is_not_set() -> None:
-    names = ("EXPERIMENT_NAME", "MODEL_NAME", "TRAINING_CORPUS", "TRAINING_SEED", "TRAINING_EPOCHS")
+    names = (
+        "EXPERIMENT_NAME",
+        "MODEL_NAME",
+        "TRAINING_CORPUS",
+        "TRAINING_SEED",
+        "TRAINING_EPOCHS",
+        "TRAINING_PROMOTION_ALIAS",
+    )
     assert Settings.from_environment(SERVER | dict.fromkeys(names, "")) == Settings.from_environment(SERVER)
 
 

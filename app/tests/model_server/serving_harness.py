@@ -53,13 +53,13 @@ SIGNATURES_OVER_A_HINT = {
 }
 
 
-def store_model(root: Path, model: Any, version: str = "1", **options: Any) -> StoredModel:
+def store_model(root: Path, model: Any, version: str = "1", *, name: str = "m", **options: Any) -> StoredModel:
     """Save ``models/<model>.py``, or a model of this process, and put it into the model store at ``root``."""
     python_model = str(MODELS / f"{model}.py") if isinstance(model, str) else model
-    store = ModelStore(root, "m")
-    meta = ModelVersion("m", version, int(version), f"run{version}", "")
+    store = ModelStore(root, name)
+    meta = ModelVersion(name, version, int(version), f"run{version}", "")
     staging = store.stage(meta)
-    mlflow.pyfunc.save_model(staging / "model", python_model=python_model, pip_requirements=[], **options)
+    mlflow.pyfunc.save_model(staging / "model", python_model=python_model, **{"pip_requirements": [], **options})
     return store.commit(meta, staging)
 
 
@@ -132,13 +132,16 @@ class Server:
     def serves(self, version: str) -> bool:
         return self.request("/ready").headers.get("X-Model-Version") == version
 
-    def workers(self) -> set[int]:
-        """The process ids of the workers: those below the newest Gunicorn."""
+    def workers(self, *, large: bool = False) -> set[int]:
+        """The process ids of the workers for small requests or for large ones: those below the newest Gunicorn."""
         try:
             children = psutil.Process(self.process.pid).children()
             gunicorns = [child for child in children if "gunicorn" in child.cmdline()]
             newest = max(gunicorns, key=lambda process: process.create_time(), default=None)
-            return {child.pid for child in newest.children()} if newest else set()
+            if newest is None:
+                return set()
+            usual = newest.nice()
+            return {child.pid for child in newest.children() if (child.nice() > usual) is large}
         except psutil.NoSuchProcess:
             return set()
 
@@ -235,8 +238,7 @@ class RegisteredModel:
                 name="model",
                 python_model=str(MODELS / f"{model}.py"),
                 registered_model_name=self.name,
-                pip_requirements=[],
-                **options,
+                **{"pip_requirements": [], **options},
             )
         version = str(info.registered_model_version)
         client.set_registered_model_alias(self.name, "champion", version)

@@ -194,10 +194,10 @@ def test_metrics_say_what_went_wrong_and_which_way_the_input_took(server: Server
     assert grown(fast, after) == 1
     assert grown('model_server_errors_total{kind="model"}', after) == 1
     assert grown('model_server_errors_total{kind="malformed"}', after) == 1
-    assert grown('model_server_requests_total{status="200"}', after) == 1
+    assert grown('model_server_requests_total{client="unnamed",status="200"}', after) == 1
     assert grown('model_server_errors_total{kind="http"}', after) == 1, "no method of HTTP"
-    assert grown('model_server_requests_total{status="400"}', after) == 2
-    assert grown('model_server_requests_total{status="500"}', after) == 1
+    assert grown('model_server_requests_total{client="unnamed",status="400"}', after) == 2
+    assert grown('model_server_requests_total{client="unnamed",status="500"}', after) == 1
     assert grown('flask_http_request_total{method="GET",status="200"}', after) >= 1, "the looks at the metrics before"
     assert not any("BREW" in name for name in after)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import requests
+from model_server.common import metrics
+from prometheus_client import Counter
 from serving_harness import Server, Servers, store_model
 
 pytestmark = pytest.mark.timing
@@ -119,11 +123,11 @@ def test_held_connections_reach_every_worker(server: Server) -> None:
 # --- sockets -------------------------------------------------------------------------------------------------------
 
 
-def over_the_unix_socket(path: Path, body: bytes) -> tuple[int, Any]:
+def over_the_unix_socket(path: Path, body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> tuple[int, Any]:
     connection = http.client.HTTPConnection("serving")
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.sock.connect(str(path))
-    connection.request("POST", "/invocations", body, JSON)
+    connection.request("POST", "/invocations", body, {**JSON, **headers})
     answer = connection.getresponse()
     found = answer.status, json.loads(answer.read())
     connection.close()
@@ -133,6 +137,37 @@ def over_the_unix_socket(path: Path, body: bytes) -> tuple[int, Any]:
 def test_a_unix_socket_answers_as_the_port_does(server: Server) -> None:
     path = server.log.parent / "serving.sock"
     assert over_the_unix_socket(path, QUESTION) == (200, server.predict("q").json)
+
+
+def test_who_asked_is_counted_as_the_proxy_says_it_and_not_as_clients_of_the_port_do(server: Server) -> None:
+    path = server.log.parent / "serving.sock"
+
+    def counted(name: str) -> float:
+        return server.metrics().get(f'model_server_requests_total{{client="{name}",status="200"}}', 0)
+
+    before = counted("unnamed")
+    assert over_the_unix_socket(path, QUESTION, {"X-Client": "shop"})[0] == 200
+    assert over_the_unix_socket(path, QUESTION, {"X-Client": ""})[0] == 200
+    assert server.request("/invocations", QUESTION, {**JSON, "X-Client": "mallory"}).status == 200
+    server.wait_for(lambda: counted("unnamed") == before + 2, "what nobody has said his name for")
+    server.wait_for(lambda: counted("shop") == 1, "what the proxy has said the name for")
+    assert counted("mallory") == 0
+
+
+def test_a_process_counts_for_a_hundred_clients_and_for_all_others_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_clients", {"unnamed"})
+    counter = Counter("test_requests", "As the server's.", ["status", "client"], registry=None)
+    monkeypatch.setattr(metrics, "REQUESTS", counter)
+    for number in range(120):
+        metrics.count_requests(200, f"client {number}")
+    metrics.count_requests(200, "client 0", 4)
+    metrics.count_requests(503, "")
+    samples = (sample for sample in counter.collect()[0].samples if sample.name.endswith("_total"))
+    counts = {tuple(sample.labels.values()): sample.value for sample in samples}
+    assert len({client for _, client in counts}) == 101
+    assert counts["200", "other"] == 21
+    assert counts["200", "client 0"] == 5
+    assert counts["503", "unnamed"] == 1
 
 
 def test_a_unix_socket_is_there_after_a_change_of_generations_and_after_a_restart(servers: Servers) -> None:
@@ -164,8 +199,14 @@ def own_thread(shared_servers: Servers) -> Server:
 
 def answers_of_both_workers(server: Server) -> dict[int, dict[str, Any]]:
     """What each of two workers answers, by its process id."""
-    answers = {answer["process"]: answer for answer in server.predict_on_held_connections("q")}
-    assert len(answers) == 2
+    answers: dict[int, dict[str, Any]] = {}
+
+    def both() -> bool:
+        answers.update({answer["process"]: answer for answer in server.predict_on_held_connections("q")})
+        return len(answers) == 2
+
+    # One that is slow to hear that its former connections are closed leaves all new ones to the other.
+    server.wait_for(both, "both workers answer")
     return answers
 
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
-from model_server.worker.connection import Limits
-from model_server.worker.errors import RequestError
+from model_server.worker import loop as loop_module
+from model_server.worker import memory
+from model_server.worker.connection import Limits, Phase
+from model_server.worker.errors import LargeRequestError, RequestError
+from model_server.worker.handover import Handover
 from model_server.worker.http import Request, Response
 from model_server.worker.loop import Capacity, Loop
+from model_server.worker.memory import Growth, share_of
 from model_server.worker.seats import Seats
 
 pytestmark = pytest.mark.timing
@@ -32,15 +39,19 @@ class Told:
         """Released whenever a blocked request begins."""
         self.release = threading.Event()
         self.asked: list[bytes] = []
+        self.requests: list[Request] = []
 
     def predicts(self, request: Request) -> bool:
         return request.path == "/invocations"
 
     def answer(self, request: Request) -> Response:
         self.asked.append(request.body)
+        self.requests.append(request)
         if request.body.startswith(b"block"):
             self.begun.release()
             assert self.release.wait(LONG)
+        if request.small and request.body.endswith(b"costly"):
+            raise LargeRequestError
         if request.body == b"fail":
             raise ZeroDivisionError
         body = b"x" * int(request.body[5:]) if request.body.startswith(b"large") else request.body
@@ -135,12 +146,22 @@ def start() -> Iterator[Start]:
     running: list[Running] = []
     seats = Seats(2)
 
-    def begin(limits: Limits = LIMITS, capacity: Capacity = CAPACITY, beside: Running | None = None) -> Running:
+    def begin(
+        limits: Limits = LIMITS,
+        capacity: Capacity = CAPACITY,
+        beside: Running | None = None,
+        growth: Growth | None = None,
+        handover: Handover | None = None,
+        *,
+        large: bool = False,
+    ) -> Running:
         listener = beside.listener.dup() if beside else socket.create_server(("127.0.0.1", 0), backlog=1024)
         listener.setblocking(False)
         application = Told()
         # A descriptor of its own: the loop closes it when it stops.
-        loop = Loop(application, [listener.dup()], seats, len(running), capacity, limits)
+        listeners = [] if large else [listener.dup()]
+        growth = growth or Growth(share_of(1))
+        loop = Loop(application, listeners, seats, len(running), capacity, limits, growth, handover, large=large)
         running.append(Running(loop, application, listener.getsockname()[1], listener, seats))
         loop.start()
         threading.Thread(target=running[-1].watch, daemon=True).start()
@@ -471,6 +492,126 @@ def test_a_request_whose_client_has_gone_never_begins(start: Start) -> None:
     assert b"never" not in running.application.asked
 
 
+def test_a_client_that_leaves_is_heard_of_while_its_request_runs(start: Start) -> None:
+    running = start()
+    leaving = running.connect()
+    leaving.ask(b"block")
+    running.application.begun.acquire()
+    assert not running.application.requests[0].gone
+    leaving.sock.close()
+    # The second of these is read after the event that the first may have come with.
+    for _ in range(2):
+        assert running.connect().get(b"", "/ping").status == 200
+    assert running.application.requests[0].gone
+    running.application.release.set()
+    assert running.connect().get(b"next").body == b"next"
+
+
+def test_a_client_that_sent_its_next_request_already_has_not_left(start: Start) -> None:
+    running = start()
+    client = running.connect()
+    client.ask(b"block")
+    running.application.begun.acquire()
+    client.ask(b"next")
+    for _ in range(2):
+        assert running.connect().get(b"", "/ping").status == 200
+    running.application.release.set()
+    assert [client.receive().body for _ in range(2)] == [b"block", b"next"]
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+ROOM = replace(LIMITS, all_body_bytes=500_000)
+
+
+def test_bodies_under_way_that_are_too_large_together_are_refused_the_slowest_first(start: Start) -> None:
+    running = start(ROOM)
+    head = b"POST /invocations HTTP/1.1\r\nHost: h\r\nContent-Length: 300000\r\n\r\n"
+    slow, quick = running.connect(), running.connect()
+    slow.send(head + b"x" * 290_000)
+    assert running.connect().get(b"", "/ping").status == 200
+    quick.send(head + b"x" * 290_000)
+    answer = slow.receive()
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+    assert "as many bytes" in json.loads(answer.body)["message"]
+    quick.send(b"x" * 10_000)
+    assert quick.receive().status == 200
+
+
+def test_a_body_for_which_those_that_wait_leave_no_room_is_refused(start: Start) -> None:
+    running = start(ROOM)
+    first, second = running.connect(), running.connect()
+    first.ask(b"block" + b"x" * 300_000)
+    running.application.begun.acquire()
+    assert second.get(b"x" * 300_000).status == 503
+    running.application.release.set()
+    assert first.receive().status == 200
+    assert running.connect().get(b"x" * 300_000).status == 200
+
+
+class Grown(Growth):
+    """A memory that has grown when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(share_of(1))
+        self.too_much = threading.Event()
+
+    def is_too_much(self) -> bool:
+        return self.too_much.is_set()
+
+
+def test_a_worker_that_has_grown_ends_when_it_has_answered(start: Start) -> None:
+    growth = Grown()
+    first = start(growth=growth)
+    second = start(beside=first)
+    second.application.release.set()
+    clients = [first.connect() for _ in range(4)]
+    for client in clients:
+        client.ask(b"block")
+    first.application.begun.acquire()
+    growth.too_much.set()
+    assert not first.ended.wait(2), "it ends before it has answered"
+    first.application.release.set()
+    assert [client.receive().status for client in clients] == [200] * 4
+    assert first.ended.wait(LONG)
+    assert second.connect().get(b"x").status == 200
+
+
+def test_workers_that_have_grown_never_end_at_the_same_time(start: Start) -> None:
+    growth = Grown()
+    first = start(growth=growth)
+    second = start(beside=first, growth=growth)
+    growth.too_much.set()
+    gone = threading.Event()
+    for running in (first, second):
+        threading.Thread(target=lambda one: one.ended.wait(LONG) and gone.set(), args=(running,), daemon=True).start()
+    assert gone.wait(LONG)
+    remaining = second if first.ended.is_set() else first
+    assert not remaining.ended.wait(3), "both have gone"
+    assert remaining.connect().get(b"x").status == 200
+
+
+def test_a_worker_that_is_large_from_the_beginning_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_REST_SECONDS", 0.0)
+    assert not Growth(share=1).is_too_much()
+    growth = Growth(share=2**40)
+    assert not growth.is_too_much()
+    monkeypatch.setattr(memory, "own_bytes", lambda: 2**40 + 1)
+    assert growth.is_too_much()
+    monkeypatch.setattr(memory, "_REST_SECONDS", LONG)
+    monkeypatch.setattr(memory, "own_bytes", lambda: 1)
+    rested = Growth(share=1)
+    monkeypatch.setattr(memory, "own_bytes", lambda: 2)
+    assert not rested.is_too_much(), "it has only begun"
+
+
+def test_the_share_of_a_worker_is_of_the_control_groups_limit(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("805306368\n")
+    assert share_of(2, tmp_path) == 301_989_888
+    (tmp_path / "memory.max").write_text("max\n")
+    assert share_of(2, tmp_path) == share_of(2, tmp_path / "nowhere") > 301_989_888
+
+
 def test_a_request_that_does_not_come_back_ends_the_loop(start: Start) -> None:
     running = start(capacity=replace(CAPACITY, seconds=0.2))
     client = running.connect()
@@ -528,3 +669,147 @@ def test_a_worker_that_stops_gives_up_its_seat(start: Start) -> None:
     assert second.ended.wait(LONG)
     first.seats.set(0, 1000)
     assert first.seats.may_accept(0)
+
+
+def test_an_event_of_a_former_connection_costs_the_one_that_has_its_number_nothing(start: Start) -> None:
+    running = start()
+    client = running.connect()
+    assert client.get(b"first").status == 200
+    (connection,) = running.loop._connections.values()
+    end = time.monotonic() + LONG
+    while connection.phase is not Phase.IDLE:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    running.loop._attend(connection, select.EPOLLIN)
+    assert client.get(b"second").status == 200
+
+
+# --- large requests ------------------------------------------------------------------------------------------------
+
+
+SMALL = replace(LIMITS, small_body_bytes=1_000, head_bytes=1_000)
+LARGE_BODY = b"a large body " * 1_000
+
+
+@pytest.fixture
+def two_kinds(start: Start) -> tuple[Running, Running]:
+    """A worker for small requests, and one for those that it hands over."""
+    small, large = Handover.ends()
+    return start(SMALL, handover=small), start(LIMITS, handover=large, large=True)
+
+
+def test_a_large_body_is_answered_by_another_worker_and_the_connection_comes_back(
+    two_kinds: tuple[Running, Running],
+) -> None:
+    small, large = two_kinds
+    client = small.connect()
+    for _ in range(3):
+        client.send(b"POST /invocations HTTP/1.1\r\nHost: h\r\nContent-Length: 13000\r\n\r\n" + LARGE_BODY[:500])
+        client.send(LARGE_BODY[500:7_000])
+        client.send(LARGE_BODY[7_000:])
+        assert client.receive().body == LARGE_BODY
+        assert client.get(b"small").body == b"small"
+    assert (small.application.asked, large.application.asked) == ([b"small"] * 3, [LARGE_BODY] * 3)
+
+
+def test_a_body_of_a_length_that_is_not_said_is_a_large_one_unless_it_is_there_at_once(
+    two_kinds: tuple[Running, Running],
+) -> None:
+    small, large = two_kinds
+    client = small.connect()
+    head = b"POST /invocations HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    client.send(head + b"1\r\na\r\n0\r\n\r\n")
+    assert client.receive().body == b"a"
+    client.send(head + b"1\r\nb\r\n1\r")
+    client.send(b"\nc\r\n0\r\n\r\n")
+    assert client.receive().body == b"bc"
+    assert small.application.asked[0] == b"a"
+    assert (*small.application.asked, *large.application.asked) == (b"a", b"bc")
+
+
+def test_a_request_that_turns_out_to_be_large_is_handed_over_with_all_that_was_read_of_it(
+    two_kinds: tuple[Running, Running],
+) -> None:
+    small, large = two_kinds
+    client = small.connect()
+    for number in range(3):
+        answer = client.get(b"costly", f"/invocations?{'x' * number}", "X-Request-Id: it\r\n")
+        assert (answer.status, answer.body, answer.headers["X-Query-Length"]) == (200, b"costly", str(number))
+    assert large.application.asked == [b"costly"] * 3
+    assert {request.id for request in large.application.requests} == {"it"}
+    assert client.get(b"small").body == b"small"
+
+
+def test_small_requests_are_answered_while_a_large_one_runs(two_kinds: tuple[Running, Running]) -> None:
+    small, large = two_kinds
+    slow = small.connect()
+    slow.ask(b"block" + LARGE_BODY)
+    assert large.application.begun.acquire(timeout=LONG)
+    assert [small.connect().get(b"small").status for _ in range(5)] == [200] * 5
+    large.application.release.set()
+    assert slow.receive().status == 200
+
+
+def test_a_large_request_that_was_sent_together_with_another_is_refused(two_kinds: tuple[Running, Running]) -> None:
+    client = two_kinds[0].connect()
+    head = "POST /invocations HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n"
+    client.send(head.format(5).encode() + b"small" + head.format(len(LARGE_BODY)).encode() + LARGE_BODY)
+    assert client.receive().body == b"small"
+    assert client.receive().status == 503
+
+
+def test_what_cannot_be_handed_over_any_more_is_a_503(start: Start) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    small = start(SMALL, handover=Handover(ours))
+    clients = [small.connect() for _ in range(20)]
+    for client in clients:
+        client.ask(LARGE_BODY)
+    answer = clients[-1].receive()
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+    assert small.connect().get(b"small").status == 200
+    theirs.close()
+
+
+def test_a_worker_that_stops_answers_large_requests_itself(two_kinds: tuple[Running, Running]) -> None:
+    small, large = two_kinds
+    client, last = small.connect(), small.connect()
+    assert client.get(b"small").status == last.get(b"small").status == 200
+    client.ask(b"block")
+    assert small.application.begun.acquire(timeout=LONG)
+    small.loop.stop()
+    last.ask(LARGE_BODY)
+    small.application.release.set()
+    assert client.receive().status == 200
+    assert last.receive().body == LARGE_BODY
+    assert small.ended.wait(LONG)
+    assert large.application.asked == []
+
+
+def test_a_request_that_turns_out_to_be_large_while_its_worker_stops_is_answered_there(
+    two_kinds: tuple[Running, Running],
+) -> None:
+    small, large = two_kinds
+    client = small.connect()
+    client.ask(b"block, costly")
+    assert small.application.begun.acquire(timeout=LONG)
+    small.loop.stop()
+    small.application.release.set()
+    assert client.receive().body == b"block, costly"
+    assert small.ended.wait(LONG)
+    assert large.application.asked == []
+
+
+def test_a_worker_for_large_requests_that_stops_answers_those_that_are_on_their_way(
+    two_kinds: tuple[Running, Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = two_kinds
+    # A slow machine may take longer than a second from here to the request.
+    monkeypatch.setattr(loop_module, "_FAREWELL_SECONDS", 5.0)
+    large.loop.stop()
+    assert small.connect().get(LARGE_BODY).body == LARGE_BODY
+    assert large.ended.wait(LONG)
+    waits = small.connect()
+    waits.ask(LARGE_BODY)
+    assert small.connect().get(b"small").status == 200
+    assert large.application.asked == [LARGE_BODY], "the next one waits for the worker that comes in its place"

@@ -80,3 +80,20 @@ def test_the_containers_cpu_quota_is_read_from_both_versions_of_cgroups(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert module._cpu_quota(tmp_path) == quota
+
+
+def test_a_signature_is_required_only_with_a_key_to_check_it(tmp_path: Path) -> None:
+    environment = {"MODEL_DIRECTORY": str(tmp_path), "SERVING_REQUIRE_SIGNATURE": "true"}
+    with pytest.raises(
+        SettingsError, match=r"^SERVING_REQUIRE_SIGNATURE=true takes a public key: SERVING_SIGNING_KEY "
+    ):
+        Settings.from_environment(environment)
+    key = tmp_path / "key.pub"
+    for content, said in ((None, "it cannot be read"), ("PRIVATE KEY", "it has no public key; name a PEM file")):
+        if content is not None:
+            key.write_text(content)
+        with pytest.raises(SettingsError, match=f"^SERVING_SIGNING_KEY='.*key.pub' cannot be used: {said}"):
+            Settings.from_environment({**environment, "SERVING_SIGNING_KEY": str(key)})
+    key.write_text("-----BEGIN PUBLIC KEY-----\n")
+    settings = Settings.from_environment({**environment, "SERVING_SIGNING_KEY": str(key)})
+    assert (settings.require_signature, settings.signing_key) == (True, key)

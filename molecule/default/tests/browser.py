@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 
 WIDE, NARROW = (1280, 900), (400, 800)
 SIZES = {"wide": WIDE, "narrow": NARROW}
 SCHEMES = ("light", "dark")
 PATIENCE_SECONDS = 60
+# Chromium drops all that is under way when a container anywhere on the machine comes or goes.
+NETWORK_CHANGED = "ERR_NETWORK_CHANGED"
 
 LOOK = """
 const here = performance.getEntriesByType("resource").map((entry) => new URL(entry.name).origin);
@@ -81,8 +84,17 @@ def opened(driver: webdriver.Chrome, url: str, size: tuple[int, int] = WIDE, sch
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     feature = {"name": "prefers-color-scheme", "value": scheme}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    driver.get(url)
-    return drawn(driver)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            driver.get(url)
+            page = drawn(driver)
+            if not any(NETWORK_CHANGED in message for message in page.messages):
+                return page
+        except WebDriverException as error:
+            if NETWORK_CHANGED not in str(error):
+                raise
+        assert time.monotonic() < deadline, "the machine's network does not come to rest"
 
 
 def drawn(driver: webdriver.Chrome) -> Page:

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import browser
 import pytest
+import requests
 from selenium import webdriver
 from testinfra.host import Host
 
 ROOT = Path(__file__).parents[3]
 INVENTORY = Path(os.environ.get("MOLECULE_SCENARIO_DIRECTORY", Path(__file__).parents[1])) / "inventory"
-SERVICES = ("mlflow", "serving", "nginx", "node_exporter", "nginx_exporter", "alertmanager", "prometheus", "grafana")
+# Where a secret must not be, and what shows it.
+READABLE = {
+    "the journal": "journalctl --no-pager --all --output=json",
+    "docker inspect": "docker inspect $(docker ps --all --quiet)",
+    "units and configuration": "cat /etc/systemd/system/mlops*; "
+    "find /etc/mlops -path /etc/mlops/secrets -prune -o -path /etc/mlops/certificate -prune -o -type f -exec cat {} +",
+    "arguments": "tail --lines=+1 /proc/[0-9]*/cmdline 2>/dev/null",
+    "environments": "tail --lines=+1 /proc/[0-9]*/environ 2>/dev/null",
+}
+SERVICES = (
+    "mlflow",
+    "environments",
+    "serving",
+    "nginx",
+    "node_exporter",
+    "nginx_exporter",
+    "alertmanager",
+    "prometheus",
+    "grafana",
+)
 
 
 @dataclass(frozen=True)
@@ -128,6 +150,14 @@ def grafana_url(settings: dict[str, Any]) -> str:
 
 
 @pytest.fixture
+def without_firewall(host: Host) -> Iterator[None]:
+    """The host as if it had no firewall."""
+    host.check_output("systemctl stop mlops-firewall")
+    yield
+    host.check_output("systemctl start mlops-firewall")
+
+
+@pytest.fixture
 def chromium() -> Iterator[webdriver.Chrome]:
     """A browser that notes what is said in its console and what it asks for."""
     with browser.chromium() as driver:
@@ -162,6 +192,28 @@ def is_healthy_again(host: Host, service: str, before: str) -> bool:
     return service in healthy_services(host) and container_ids(host).get(service, before) != before
 
 
+def readable_secrets(host: Host, secrets: dict[str, str], **outputs: str) -> list[tuple[str, str, str]]:
+    """Which of the secrets can be read, in which form, and where: on the host, or in what a playbook printed."""
+    places = {place: host.run(command).stdout for place, command in READABLE.items()} | outputs
+    assert all(places.values()), "there is something to search"
+    found = []
+    for name, secret in secrets.items():
+        # Of several lines the longest: how they are joined is another form of the same secret.
+        line = max(secret.splitlines(), key=len)
+        # Of whole groups: a file may end with a line break, which was taken off here.
+        whole = secret.encode()
+        encoded = base64.b64encode(whole[: len(whole) // 3 * 3]).decode()
+        for form, text in {"plain": line, "escaped": json.dumps(line)[1:-1], "base64": encoded}.items():
+            found += [(name, form, place) for place, content in places.items() if text in content]
+    return found
+
+
+def host_secrets(host: Host) -> dict[str, str]:
+    """What is in `/etc/mlops/secrets`, by the names of the files."""
+    names = host.check_output("ls /etc/mlops/secrets").split()
+    return {name: host.check_output(f"cat /etc/mlops/secrets/{name}") for name in names}
+
+
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
     """Wait for a condition and return the seconds it took; fail the test when it does not come true in time."""
     started = time.monotonic()
@@ -170,6 +222,67 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> floa
             return time.monotonic() - started
         time.sleep(0.5)
     pytest.fail(f"not within {seconds:g} s: {what}")
+
+
+@contextmanager
+def registry(host: Host) -> Iterator[Callable[[str], str]]:
+    """A registry on the host; yields what pushes one of the host's images and returns its name by digest."""
+    place, address = "/var/tmp/mlops-test-registry", "127.0.0.1:5555"
+    # Unpacked only: the package itself would start a service on a port of MLflow's.
+    host.check_output(
+        f"mkdir -p {place} && cd {place} && apt-get download -qq docker-registry && dpkg -x docker-registry_*.deb . "
+        f"&& printf 'version: 0.1\\nstorage: {{filesystem: {{rootdirectory: {place}/data}}}}\\n"
+        f"http: {{addr: %s}}\\n' {address} > config.yml "
+        f"&& systemd-run --quiet --unit=mlops-test-registry {place}/usr/bin/docker-registry serve {place}/config.yml"
+    )
+
+    names: list[str] = []
+
+    def push(image: str) -> str:
+        name = f"{address}/{image}"
+        names.append(name)
+        host.check_output(f"docker tag {image} {name}")
+        wait_until(lambda: host.run(f"docker push --quiet {name}").rc == 0, 30, "the registry takes an image")
+        digests = host.check_output(f"docker image inspect --format '{{{{join .RepoDigests \" \"}}}}' {name}").split()
+        (reference,) = [item for item in digests if item.startswith(address)]
+        return reference
+
+    try:
+        yield push
+    finally:
+        host.run(f"docker rmi {' '.join(names)}")
+        host.check_output(f"systemctl stop mlops-test-registry && rm -r {place}")
+
+
+@contextmanager
+def steady_client(url: str, verify: str | None = None, **headers: str) -> Iterator[list[str]]:
+    """A client that asks the model all the time over a connection that it keeps; yields what failed of it.
+
+    With TLS, ``verify`` is a file with the authorities that it trusts, in place of those that the environment names.
+    """
+    failed: list[str] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with requests.Session() as session:
+            session.headers.update(headers)
+            if verify:
+                session.trust_env, session.verify = False, verify
+            while not stop.wait(0.02):
+                try:
+                    answer = session.post(f"{url}/invocations", json={"inputs": ["parse json"]}, timeout=30)
+                    if answer.status_code != 200:
+                        failed.append(f"{answer.status_code} {answer.text}")
+                except requests.RequestException as error:
+                    failed.append(repr(error))
+
+    client = threading.Thread(target=ask)
+    client.start()
+    try:
+        yield failed
+    finally:
+        stop.set()
+        client.join()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """The role grafana: the viewer, which is what a host without an image of Grafana's has, and then Grafana.
 
-No machine that tests this reaches a registry, so a stand-in takes the place of Grafana's image. It has the port, the
+No machine that tests this reaches a registry, so a stand-in takes the place of Grafana's image, in a registry on the
+host. It has the port, the
 health endpoint and the entry point of upstream's, a directory for the data that belongs to root, as another image might
 have, and an administrator, who is made at the first start, whom /api/user knows and `grafana cli` gives a password.
 What it shows is the work of the role: unit, files, permissions, secrets, confinement. That Grafana itself takes all
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ROOT, PlaybookRun, container_ids, containers, run_playbook, wait_until
+from conftest import ROOT, PlaybookRun, container_ids, containers, registry, run_playbook, wait_until
 from testinfra.host import Host
 
 DASHBOARDS = ROOT / "roles" / "grafana" / "files" / "dashboards"
@@ -37,7 +38,7 @@ database = pathlib.Path("/var/lib/grafana/grafana.db")
 if not database.exists():
     user = {"login": ini["security"]["admin_user"], "email": "admin@localhost", "password": secret["admin_password"]}
     database.write_text(json.dumps(user))
-assert os.getuid() == 10001
+assert os.getuid() == 10010
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, change=False):
@@ -88,15 +89,23 @@ CMD ["python3", "/stand-in.py"]
 
 
 @pytest.fixture(scope="module")
-def provisioned(host: Host) -> Iterator[PlaybookRun]:
-    """A run with the stand-in, whose image and data are removed afterwards."""
+def image(host: Host) -> Iterator[str]:
+    """The stand-in's name by digest, as a registry gives it; it is removed afterwards."""
     base = host.check_output("docker images --format '{{.Repository}}:{{.Tag}}' mlops-python").split()[0]
     text = base64.b64encode(DOCKERFILE.encode()).decode()
     host.check_output(f"echo {text} | base64 --decode | docker build --quiet --build-arg BASE={base} --tag {IMAGE} -")
-    yield run_playbook("site.yml", "--tags", "monitoring", "--extra-vars", f"grafana_image={IMAGE}")
+    with registry(host) as push:
+        yield push(IMAGE)
+    host.check_output(f"docker rmi {IMAGE}")
+
+
+@pytest.fixture(scope="module")
+def provisioned(host: Host, image: str) -> Iterator[PlaybookRun]:
+    """A run with the stand-in, whose data are removed afterwards."""
+    yield run_playbook("site.yml", "--tags", "monitoring", "--extra-vars", f"grafana_image={image}")
     back = run_playbook("site.yml", "--tags", "monitoring")
     assert back.status == 0, back.output
-    host.check_output(f"docker volume rm mlops_grafana_data && docker rmi {IMAGE}")
+    host.check_output("docker volume rm mlops_grafana_data")
 
 
 @pytest.fixture
@@ -186,14 +195,14 @@ class TestWithTheStandIn:
 
     def test_the_container_is_confined_like_the_others(self, host: Host, document: dict[str, Any]) -> None:
         limits = document["HostConfig"]
-        assert document["Config"]["User"] == "10001:10001", "whatever the image says"
+        assert document["Config"]["User"] == "10010:10010", "whatever the image says"
         assert limits["ReadonlyRootfs"]
         assert limits["CapDrop"] == ["ALL"]
         assert not limits["CapAdd"]
         assert "no-new-privileges" in limits["SecurityOpt"]
         assert limits["Memory"] > 0
         processes = host.check_output("docker top mlops-grafana -eo pid,uid,comm").splitlines()[1:]
-        assert {line.split()[1] for line in processes} == {"10001"}
+        assert {line.split()[1] for line in processes} == {"10010"}
 
     def test_its_data_is_its_own_though_the_images_directory_is_roots(
         self, host: Host, document: dict[str, Any]
@@ -201,7 +210,7 @@ class TestWithTheStandIn:
         (volume,) = (mount for mount in document["Mounts"] if mount["Type"] == "volume")
         assert volume["Name"] == "mlops_grafana_data"
         assert volume["Destination"] == "/var/lib/grafana"
-        assert host.check_output(f"stat --format '%u:%g %a' {volume['Source']}") == "10001:10001 700"
+        assert host.check_output(f"stat --format %u:%g {volume['Source']}") == "10010:10010"
         assert host.file(f"{volume['Source']}/grafana.db").exists
 
     @pytest.mark.parametrize("name", ["grafana_admin_password", "grafana_secret_key"])
@@ -247,7 +256,7 @@ class TestWithTheStandIn:
             assert line in configuration
 
     def test_its_user_and_password_follow_the_settings_after_the_first_start_too(
-        self, host: Host, provisioned: PlaybookRun, grafana_url: str
+        self, host: Host, provisioned: PlaybookRun, image: str, grafana_url: str
     ) -> None:
         assert provisioned.status == 0, provisioned.output
         made = host.check_output("cat /etc/mlops/secrets/grafana_admin_password")
@@ -265,7 +274,7 @@ class TestWithTheStandIn:
             (("admin", chosen), {}),
             (("admin", made), {"grafana_admin_password": made}),
         ):
-            extra = json.dumps({"grafana_image": IMAGE, **values})
+            extra = json.dumps({"grafana_image": image, **values})
             result = run_playbook("site.yml", "--tags", "monitoring", "--diff", "--extra-vars", extra)
             assert result.status == 0, result.output
             assert chosen not in result.output
@@ -286,9 +295,9 @@ class TestWithTheStandIn:
         assert reason in " ".join(result.output.split())
         assert container_ids(host) == before
 
-    def test_a_second_run_changes_nothing(self, provisioned: PlaybookRun) -> None:
+    def test_a_second_run_changes_nothing(self, provisioned: PlaybookRun, image: str) -> None:
         assert provisioned.status == 0, provisioned.output
-        again = run_playbook("site.yml", "--tags", "monitoring", "--extra-vars", f"grafana_image={IMAGE}")
+        again = run_playbook("site.yml", "--tags", "monitoring", "--extra-vars", f"grafana_image={image}")
         assert again.status == 0, again.output
         assert again.changed == 0, again.output
 

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from testinfra.host import Host
 
 Site = Callable[..., PlaybookRun]
-JOBS = {"prometheus", "node", "mlflow", "serving", "nginx", "alertmanager", "grafana"}
+JOBS = {"prometheus", "node", "mlflow", "serving", "environments", "nginx", "alertmanager", "grafana"}
 RULES = ROOT / "roles" / "prometheus" / "files" / "rules"
 METRICS = "/var/lib/mlops/metrics"
 
@@ -249,7 +249,7 @@ class TestFullDisk:
         host.check_output("systemctl stop mlops-mlflow")
         try:
             used = int(host.check_output(f"du --summarize --block-size=1M {self.DATA}").split()[0])
-            options = f"size={used + 16}m,mode=0755,uid=10001,gid=10001"
+            options = f"size={used + 16}m,mode=0755,uid=10004,gid=10004"
             host.check_output(
                 f"mkdir {self.DISK} && mount -t tmpfs -o {options} test {self.DISK}"
                 f" && cp --archive {self.DATA}/. {self.DISK} && mount --bind {self.DISK} {self.DATA}"

@@ -137,5 +137,5 @@ def test_a_shell_for_training_is_a_terminal_in_the_container_of_a_run() -> None:
     assert result.status == 0, result.output
     commands = "tty; id --user; echo $EXPERIMENT_NAME; curl --silent mlflow:5000/version; touch /x; exit 0"
     shown = in_a_terminal(ROOT / ".local" / "shell-train", f"{commands}\n")
-    for wanted in ("/dev/pts/0", "10001", "code-search", mlflow.__version__, "Read-only file system"):
+    for wanted in ("/dev/pts/0", "10011", "code-search", mlflow.__version__, "Read-only file system"):
         assert wanted in shown.partition("exit 0")[2], wanted

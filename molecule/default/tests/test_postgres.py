@@ -31,6 +31,7 @@ from conftest import (
 )
 from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.tracking import MlflowClient
+from reachability import allowed, found, target_of
 from testinfra.host import Host
 
 # The host stays on PostgreSQL, and there is no way back.
@@ -300,12 +301,10 @@ class TestDatabase:
         refused = host.run(in_a_container(host, "a guess", port))
         assert "password authentication failed" in refused.stderr
 
-    def test_without_a_port_only_its_clients_reach_it(self, host: Host, playbooks: Playbooks) -> None:
+    def test_without_a_port_it_has_none_on_the_host(self, host: Host, playbooks: Playbooks) -> None:
         try:
             playbooks.ok("site.yml", "--tags", "postgres", "--extra-vars", "postgres_port=0")
-            document = containers(host)["postgres"]
-            assert set(document["NetworkSettings"]["Networks"]) == {"mlops-data"}
-            assert not document["HostConfig"]["PortBindings"]
+            assert not containers(host)["postgres"]["HostConfig"]["PortBindings"]
         finally:
             playbooks.ok("site.yml", "--tags", "postgres")
 
@@ -338,10 +337,13 @@ class TestDatabase:
     def test_a_creation_that_was_cut_off_is_made_anew(self, host: Host) -> None:
         """On a volume of its own, in the container that the unit would make."""
         image = containers(host)["postgres"]["Image"]
-        host.check_output("docker volume rm --force mlops-test-postgres && docker volume create mlops-test-postgres")
+        host.check_output(
+            "docker volume rm --force mlops-test-postgres"
+            " && /usr/local/lib/mlops/own-volumes 10001:10001 mlops-test-postgres"
+        )
         run = (
             "docker run --detach --name=mlops-test-postgres --user=10001:10001 --read-only --tmpfs=/tmp "
-            "--network=none --volume=mlops-test-postgres:/var/lib/postgresql "
+            "--network=none --volume=mlops-test-postgres:/var/lib/postgresql:nocopy "
             "--volume=/etc/mlops/postgres:/etc/postgresql:ro --volume=/run/mlops/postgres:/run/secrets:ro "
             f"{image} sh /etc/postgresql/start"
         )
@@ -359,14 +361,25 @@ class TestDatabase:
             host.run("docker rm --force mlops-test-postgres; docker volume rm --force mlops-test-postgres")
 
 
+def test_only_its_clients_reach_it(host: Host, playbooks: Playbooks, settings: dict[str, Any]) -> None:
+    name = settings["local_host_name"]
+    members = {"hosts": {name: {}}}
+    playbooks.inventory.write_text(json.dumps({"postgres": members, "monitoring": members}))
+    playbooks.ok("site.yml", "--tags", "monitoring")
+    cells = found(host, target_of(name))
+    opens = {source for (source, place), is_open in cells.items() if place == "postgres:5432" and is_open}
+    assert opens == {"mlflow", "postgres_exporter"}
+    wrong = {place: is_open for place, is_open in cells.items() if is_open is not allowed(*place)}
+    assert wrong == {}
+
+
 def test_the_exporter_reads_statistics_and_nothing_else(
     host: Host, playbooks: Playbooks, settings: dict[str, Any]
 ) -> None:
     members = {"hosts": {settings["local_host_name"]: {}}}
     playbooks.inventory.write_text(json.dumps({"postgres": members, "monitoring": members}))
     playbooks.ok("site.yml", "--tags", "monitoring")
-    code = f"import urllib.request as u; print(u.urlopen('{EXPORTER}').read().decode())"
-    metrics = host.check_output(f'docker exec mlops-mlflow python -c "{code}"').splitlines()
+    metrics = host.check_output(f"docker exec mlops-prometheus curl --silent {EXPORTER}").splitlines()
     assert "pg_up 1" in metrics
     failed = [line for line in metrics if line.startswith("pg_scrape_collector_success") and line.endswith(" 0")]
     assert failed == []
@@ -459,7 +472,8 @@ def outside(host: Host) -> Iterator[dict[str, str]]:
         host.check_output(f"printf %s {shlex.quote(password)} >{place}/{name} && chown 10001 {place}/{name}")
     run = "docker run --detach --rm --network=mlops --user=10001:10001 --tmpfs=/tmp"
     host.check_output(
-        f"{run} --name=mlops-test-database --volume=/etc/mlops/postgres:/etc/postgresql:ro "
+        f"{run} --name=mlops-test-database --tmpfs=/var/lib/postgresql:uid=10001,mode=0700 "
+        f"--volume=/etc/mlops/postgres:/etc/postgresql:ro "
         f"--volume={place}:/run/secrets:ro {images['postgres']} sh /etc/postgresql/start"
     )
     store = (Path(__file__).parent / "object_store.py").read_text()

@@ -11,7 +11,7 @@ from testinfra.host import Host
 Site = Callable[..., PlaybookRun]
 
 DEV = {"mlflow", "node_exporter", "alertmanager", "prometheus", "grafana"}
-SERVE = {"mlflow", "serving", "nginx"}
+SERVE = {"mlflow", "environments", "serving", "nginx"}
 MONITORING = {"node_exporter", "nginx_exporter", "alertmanager", "prometheus", "grafana"}
 
 

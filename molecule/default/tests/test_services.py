@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from conftest import SERVICES, containers, wait_until
+from conftest import SERVICES, containers, host_secrets, readable_secrets, wait_until
 from testinfra.host import Host
 
 
@@ -40,7 +40,18 @@ class TestConfinement:
         for service in containers(host):
             users = host.check_output(f"docker top mlops-{service} -eo pid,uid,comm").splitlines()[1:]
             assert users, f"{service} has processes"
-            assert all(line.split()[1] == "10001" for line in users), f"{service}: {users}"
+            assert "0" not in {line.split()[1] for line in users}, f"{service}: {users}"
+
+    def test_every_service_has_a_user_of_its_own(self, host: Host) -> None:
+        users = {service: document["Config"]["User"] for service, document in containers(host).items()}
+        assert len(set(users.values())) == len(users), users
+
+    def test_a_volume_belongs_to_the_service_that_writes_it(self, host: Host) -> None:
+        for service, document in containers(host).items():
+            for mount in document["Mounts"]:
+                if mount["Type"] == "volume" and mount["RW"] and mount["Destination"] != "/var/tmp":
+                    owner = host.check_output(f"stat --format=%u:%g {mount['Source']}")
+                    assert owner == document["Config"]["User"], f"{service}: {mount['Source']}"
 
     def test_no_capability_is_kept(self, host: Host) -> None:
         for service, document in containers(host).items():
@@ -84,11 +95,17 @@ class TestFiles:
     def test_secrets_and_state_are_for_root_alone(self, host: Host) -> None:
         for directory in ("/etc/mlops/secrets", "/var/lib/mlops"):
             assert host.file(directory).mode == 0o700, directory
-            # Metrics are for the node exporter to read.
-            find = f"find {directory} -path /var/lib/mlops/metrics -prune -o -type f -print"
+            # What containers read, where nobody else passes the directory above.
+            read = " -o ".join(f"-path /var/lib/mlops/{name}" for name in ("metrics", "projects", "wheels"))
+            find = f"find {directory} \\( {read} \\) -prune -o -type f -print"
             for path in host.check_output(find).split():
                 assert host.file(path).mode == 0o600, path
                 assert host.file(path).user == "root", path
+
+    def test_a_secret_is_nowhere_but_in_its_file(self, host: Host) -> None:
+        secrets = host_secrets(host)
+        assert len(secrets) > 2, "there are secrets to look for"
+        assert readable_secrets(host, secrets) == [], "[secret, its form, where it is readable]"
 
 
 class TestEndpoints:

@@ -33,9 +33,12 @@ POSTGRES_LOGIN = ("--host=/tmp", "--username=postgres", "--dbname=mlflow")
 ARTIFACTS = "mlops_mlflow_artifacts"
 # SQLite databases by the volume they are on. The owner of MLflow's is what MLFLOW_STORE says.
 MLFLOW_DATABASE = ("mlops_mlflow_data", "mlflow.db")
+# MLflow's accounts: SQLite on its volume, whatever has the runs.
+LOGIN_DATABASE = ("mlops_mlflow_data", "login.db")
 GRAFANA_DATABASE = ("mlops_grafana_data", "grafana.db")
 POSTGRES_VOLUME = "mlops_postgres_data"
-# The model server's copy of a model, which it fetches again. One of before the restore must not be taken for the same.
+# The model servers' copies of models, which they fetch again. One of before the restore must not be taken for the same.
+# That of a replica or a further model has a name that begins so.
 SERVED_MODELS = "mlops_model_artifacts"
 MLFLOW_STORE = "mlflow-store"
 # A backup is opened with these: inside they would be of no use, and put back they would lock the way to it.
@@ -85,6 +88,8 @@ class Appliance:
         self.cache = root / "var/cache/mlops-backup"
         self.postgres_unit = root / "etc/systemd/system" / f"{POSTGRES}.service"
         self.settings = Settings(**json.loads(self.configuration.read_text(encoding="utf-8")))
+        # What restic knows this appliance's snapshots by.
+        self.own = (f"--tag={TAG}", f"--host={self.settings.host}")
 
     # -- programs -------------------------------------------------------------------------------------------------
 
@@ -173,16 +178,11 @@ class Appliance:
         self._open_or_make_repository()
         paths = self._stage()
         self.restic("unlock")
-        host = f"--host={self.settings.host}"
         excluded = (f"--exclude={self.secrets / name}" for name in sorted(OWN_SECRETS))
-        said = self.restic("backup", "--json", f"--tag={TAG}", host, *excluded, *map(str, paths))
+        said = self.restic("backup", "--json", *self.own, *excluded, *map(str, paths))
         summary = json.loads(said.splitlines()[-1])
         shutil.rmtree(self.staging)
-        keep = [f"--keep-{period}={count}" for period, count in self.settings.keep.items() if count > 0]
-        if keep:
-            # Whatever the periods say: a backup of a host that lost its data must not push out the one from before.
-            keep.append(f"--keep-within={KEEP_WITHIN}")
-            self.restic("forget", f"--tag={TAG}", host, "--group-by=host", "--prune", *keep)
+        stayed = self._forget()
         try:
             self.restic("check")
         except BackupError:
@@ -193,7 +193,23 @@ class Appliance:
             f"Snapshot {summary['snapshot_id'][:8]} in {self.settings.repository}: "
             f"{summary['total_files_processed']} files, {summary['total_bytes_processed'] >> 20} MiB, "
             f"{summary['data_added'] >> 10} KiB of them new; {time.time() - started:.0f} s; the repository was checked."
+            + (f" It is append-only: of the snapshots to forget {stayed} stayed." if stayed else "")
         )
+
+    def _forget(self) -> int:
+        """Forget the snapshots that no period keeps; returns how many an append-only repository did not give up."""
+        keep = [f"--keep-{period}={count}" for period, count in self.settings.keep.items() if count > 0]
+        if not keep:
+            return 0
+        # Whatever the periods say: a backup of a host that lost its data must not push out the one from before.
+        keep.append(f"--keep-within={KEEP_WITHIN}")
+        groups = json.loads(self.restic("forget", "--json", *self.own, "--group-by=host", *keep))
+        forgotten = {item["id"] for group in groups for item in group["remove"] or ()}
+        # restic reports those as forgotten, too, that are still there.
+        stayed = forgotten & {item["id"] for item in self.snapshots()}
+        if forgotten - stayed:
+            self.restic("prune")
+        return len(stayed)
 
     def _open_or_make_repository(self) -> None:
         where = self.settings.repository
@@ -212,13 +228,14 @@ class Appliance:
         shutil.rmtree(self.staging, ignore_errors=True)
         self.staging.mkdir(mode=0o700, parents=True)
         store = self.store()
-        databases = [GRAFANA_DATABASE]
+        databases = [LOGIN_DATABASE, GRAFANA_DATABASE]
         if store == "sqlite":
             databases.insert(0, MLFLOW_DATABASE)
         elif store == "postgres":
             self._dump_postgres(self.staging / "mlflow.dump")
-        contents = [volume for volume, name in databases if self._copy_sqlite(volume, name)]
-        if store == "sqlite" and MLFLOW_DATABASE[0] not in contents:
+        copied = [database for database in databases if self._copy_sqlite(*database)]
+        contents = dict.fromkeys(volume for volume, _ in copied)
+        if store == "sqlite" and MLFLOW_DATABASE not in copied:
             raise BackupError("MLflow has no database on this host: there is nothing to back up. Run site.yml first.")
         paths = [self.staging, self.secrets]
         artifacts = self.volume(ARTIFACTS)
@@ -246,7 +263,7 @@ class Appliance:
         if place is None or source is None or not source.exists():
             return False
         copy = self.staging / volume
-        copy.mkdir()
+        copy.mkdir(exist_ok=True)
         # Read-only: this must not leave a file that the database's owner cannot write.
         with (
             closing(sqlite3.connect(f"{source.as_uri()}?mode=ro", uri=True, timeout=60)) as connection,
@@ -281,7 +298,7 @@ class Appliance:
 
     def snapshots(self) -> list[dict[str, Any]]:
         """The snapshots of this appliance, oldest first."""
-        return list(json.loads(self.restic("snapshots", "--json", f"--tag={TAG}", f"--host={self.settings.host}")))
+        return list(json.loads(self.restic("snapshots", "--json", *self.own)))
 
     def find(self, wanted: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """A snapshot and its manifest.
@@ -369,7 +386,9 @@ class Appliance:
 
     def _swap_volumes(self, fetched: dict[str, Path], manifest: dict[str, Any], aside: str) -> list[str]:
         kept = []
-        emptied = [SERVED_MODELS, *([POSTGRES_VOLUME] if manifest["store"] == "postgres" else [])]
+        volumes = self.output(DOCKER, "volume", "ls", "--quiet").split()
+        emptied = [name for name in volumes if name.startswith(SERVED_MODELS)]
+        emptied += [POSTGRES_VOLUME] if manifest["store"] == "postgres" else []
         places = {name: self.volume(name) for name in (*fetched, *emptied)}
         for name, place in places.items():
             if place is None:

@@ -316,4 +316,5 @@ function drag(plot, selected) {
   });
 }
 
+export const GRAPHS = new Set(["timeseries", "state-timeline"]);
 export const PANELS = { stat, bargauge, timeseries, "state-timeline": statetimeline };

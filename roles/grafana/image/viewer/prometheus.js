@@ -11,11 +11,13 @@ export const duration = (text) =>
 const moment = (text) => (text.startsWith("now") ? Date.now() / 1000 - duration(text.slice(3)) : Number(text) / 1000);
 export const span = ({ from, to }) => ({ from: moment(from), to: moment(to) });
 
-/** From when to when and how close the points are, for a panel of this width. */
-export function sampling({ from, to }, width, scrape) {
+/** From when to when and how close the points are, for a panel of this width: a graph's stay where they are, a single value is of now. */
+export function sampling({ from, to }, width, scrape, { single = false } = {}) {
   const raw = Math.max(scrape, (to - from) / Math.max(width, 100));
   const step = STEPS.find((candidate) => candidate >= raw) ?? Math.ceil(raw / 86400) * 86400;
-  return { from, to, scrape, step, start: Math.ceil(from / step) * step, end: Math.floor(to / step) * step };
+  const grid = single ? scrape : step;
+  const end = Math.floor(to / grid) * grid;
+  return { from, to, scrape, step, start: end - Math.floor((end - from) / step) * step, end };
 }
 
 function expand(expression, { from, to, step, scrape }) {

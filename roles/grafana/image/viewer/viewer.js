@@ -1,5 +1,5 @@
 // The page around the panels: which dashboard, from when to when, how often.
-import { PANELS, clock, element, hideTip, showTip } from "./panels.js";
+import { GRAPHS, PANELS, clock, element, hideTip, showTip } from "./panels.js";
 import { duration, sampling, series, span } from "./prometheus.js";
 
 const SPANS = ["5m", "15m", "1h", "6h", "24h", "7d"];
@@ -51,7 +51,7 @@ async function update() {
   const annotations = marks(sampling(spans, innerWidth, scrape), signal);
   await Promise.all(cards.map(async (card) => {
     try {
-      const asked = sampling(spans, card.body.clientWidth, scrape);
+      const asked = sampling(spans, card.body.clientWidth, scrape, { single: !GRAPHS.has(card.panel.type) });
       const data = await series(card.panel.targets, asked, signal);
       const marked = card.panel.type === "timeseries" ? await annotations : [];
       if (!signal.aborted) card.last = () => draw(card, data, asked, marked);

@@ -1,0 +1,1 @@
+"""Training code of others: MLflow projects, run in the training container."""

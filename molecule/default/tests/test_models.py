@@ -1,0 +1,107 @@
+"""Several models, each with a model server of its own: found by name, listed, and no harm to one another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+from conftest import PlaybookRun, container_ids, healthy_services, run_playbook, wait_until
+from testinfra.host import Host
+
+MODELS = [
+    {"name": "code-search"},
+    {"name": "Model B", "workers": 1, "preload_model": True},
+    {"name": "model-c", "workers": 1, "preload_model": True, "version": "1"},
+]
+QUESTION = {"inputs": ["parse json"]}
+
+
+def serve(*models: dict[str, Any]) -> PlaybookRun:
+    """Have these models served."""
+    # Tests of one address.
+    settings = {"serving_models": models, "nginx_api_rate": 10000, "nginx_api_burst": 10000}
+    result = run_playbook("site.yml", "--tags", "serve", "--extra-vars", json.dumps(settings))
+    assert result.status == 0, result.output
+    return result
+
+
+def invoke(api_url: str, model: str) -> requests.Response:
+    """What a model says to a question."""
+    return requests.post(f"{api_url}/models/{model}/invocations", json=QUESTION, timeout=30)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered(mlflow_url: str) -> Iterator[None]:
+    """Have copies of the code search model under other names; afterwards serve the one model again."""
+    result = run_playbook("site.yml", "--tags", "serve,train", "--extra-vars", "training_only_when_missing=true")
+    assert result.status == 0, result.output
+    api = f"{mlflow_url}/api/2.0/mlflow"
+    champion = {"name": "code-search", "alias": "champion"}
+    version = requests.get(f"{api}/registered-models/alias", params=champion, timeout=30).json()["model_version"]
+    copies = [str(model["name"]) for model in MODELS[1:]]
+    try:
+        for name in copies:
+            source = {"name": name, "source": f"models:/code-search/{version['version']}"}
+            for path, body in (
+                ("registered-models/create", {"name": name}),
+                ("model-versions/create", source),
+                ("registered-models/alias", {"name": name, "alias": "champion", "version": "1"}),
+            ):
+                requests.post(f"{api}/{path}", json=body, timeout=30).raise_for_status()
+        yield
+    finally:
+        result = run_playbook("site.yml")
+        for name in copies:
+            requests.delete(f"{api}/registered-models/delete", json={"name": name}, timeout=30)
+    assert result.status == 0, result.output
+
+
+def test_one_more_restarts_no_other_model_and_answers_at_its_name(host: Host, api_url: str) -> None:
+    serve(*MODELS[:2])
+    before = container_ids(host)
+    serve(*MODELS)
+    after = container_ids(host)
+    assert {name: after.get(name) for name in ("serving", "serving-model-b")} == {
+        name: before[name] for name in ("serving", "serving-model-b")
+    }
+    for model in ("Model B", "model-c"):
+        wait_until(
+            lambda name=model: requests.get(f"{api_url}/models/{name}/ready", timeout=10).status_code == 200,
+            90,
+            f"{model} is served",
+        )
+        assert (
+            invoke(api_url, model).json() == requests.post(f"{api_url}/invocations", json=QUESTION, timeout=30).json()
+        )
+        assert requests.get(f"{api_url}/models/{model}", timeout=10).json()["name"] == model
+
+
+# As all others here, so that it keeps its place among them.
+@pytest.mark.usefixtures("host")
+def test_all_are_listed_and_an_unknown_one_is_told_as_json(api_url: str) -> None:
+    listed = requests.get(f"{api_url}/models", timeout=10).json()["models"]
+    assert [(model["name"], model["ready"]) for model in listed] == [(model["name"], True) for model in MODELS]
+    for path in ("/models/nobody/invocations", "/models/model-c/metrics", "/v2/models/nobody/infer", "/.model/0"):
+        answer = requests.get(f"{api_url}{path}", timeout=10)
+        assert (answer.status_code, answer.json()["error_code"]) == (404, "NOT_FOUND"), path
+
+
+def test_one_that_does_not_run_is_listed_as_such_and_the_others_answer(host: Host, api_url: str) -> None:
+    host.check_output("systemctl stop mlops-serving-model-c")
+    listed = requests.get(f"{api_url}/models", timeout=10).json()["models"]
+    assert [model["ready"] for model in listed] == [True, True, False]
+    assert invoke(api_url, "model-c").status_code == 502
+    assert invoke(api_url, "Model B").status_code == 200
+
+
+def test_one_that_left_the_list_goes_and_its_volume_stays(host: Host, api_url: str) -> None:
+    serve(*MODELS[:2])
+    assert not host.file("/etc/systemd/system/mlops-serving-model-c.service").exists
+    assert "serving-model-c" not in healthy_services(host)
+    assert "mlops_model_artifacts-model-c" in host.check_output("docker volume ls --quiet").split()
+    assert invoke(api_url, "model-c").status_code == 404
+    assert invoke(api_url, "Model B").status_code == 200
+    host.check_output("docker volume rm mlops_model_artifacts-model-c")
