@@ -127,8 +127,8 @@ lint: setup-dev  ## Check style and types
 	ruff format --check
 	mypy
 
-unit: setup-dev  ## Run the tests that need no host, and those that start servers once more as on a slow machine
-	pytest
+unit: setup-dev  ## Run the tests that need no host; those that start servers run as on a slow machine
+	pytest -m 'not timing'
 	.ci/beside-load pytest -m timing
 
 molecule: setup-dev  ## Run the tests on hosts of their own

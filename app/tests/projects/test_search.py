@@ -114,7 +114,6 @@ def children(client: MlflowClient, model: str) -> tuple[Run, list[Run]]:
     return parent, list(found)
 
 
-@pytest.mark.timing
 def test_the_best_is_found_registered_and_shown(begin: Begin, client: MlflowClient, executions: Path) -> None:
     search = begin("quadratic", ["good", "bad"], trials=8)
     said, _ = search.communicate(timeout=LIMIT_SECONDS)
@@ -135,7 +134,6 @@ def test_the_best_is_found_registered_and_shown(begin: Begin, client: MlflowClie
     assert {"search/optimization_history.png", "search/slices.png", "search/trials.csv"} <= files
 
 
-@pytest.mark.timing
 def test_a_search_that_was_killed_goes_on_without_repeating(
     begin: Begin, client: MlflowClient, executions: Path
 ) -> None:
@@ -170,7 +168,6 @@ def test_a_search_that_was_killed_goes_on_without_repeating(
     assert len(client.search_model_versions("name = 'killed'")) == 1
 
 
-@pytest.mark.timing
 def test_a_search_of_which_every_trial_fails_says_why(begin: Begin) -> None:
     search = begin("failing", ["bad"], trials=2)
     said, _ = search.communicate(timeout=LIMIT_SECONDS)
