@@ -269,7 +269,7 @@ class Service:
             raise ServiceError(f"{spec.unit} cannot start: {missing}. Run site.yml, whose role images provides it.")
 
         wanted, fingerprint = self._wanted(image_id, check_mode)
-        former = self._present(wanted)
+        former, good = self._present(wanted), self._last_good()
         outcome = Outcome(observed=observed)
         self._compare(former, wanted, outcome)
         restart = [
@@ -277,12 +277,14 @@ class Service:
             for reason, applies in (
                 ("image", bool(observed.container_id) and observed.image_id != image_id),
                 ("container", bool(observed.container_id) and observed.fingerprint != fingerprint),
+                ("not reloaded", bool(spec.reload) and former == wanted and good not in (None, wanted)),
                 ("not running", observed.active not in {"active", "activating"} or not observed.container_id),
                 ("not healthy", observed.health == "unhealthy"),
             )
             if applies
         ]
-        restart_needed = bool(outcome.changes or restart)
+        changed = bool(outcome.changes or restart)
+        reload = not restart and self._can_reload(observed, outcome.changes) and former == good
         outcome.changes += restart
         if not observed.enabled:
             outcome.changes.append("not enabled")
@@ -291,14 +293,16 @@ class Service:
         self._compare(shared_former, shared, outcome)
         outcome.changes += observed.idle
 
-        if restart_needed and self.validate and image_id:
+        if changed and self.validate and image_id:
             self._run_validation(wanted)
         if check_mode:
             return outcome
 
         self._provide_shared(shared_former, shared, observed.idle)
-        if restart_needed:
-            self._replace(former, wanted, outcome)
+        if reload and self._reload(former, wanted):
+            return outcome
+        if changed:
+            self._replace(former, wanted, good, outcome)
         elif observed.health != "healthy":
             self._await_start()
         elif not observed.enabled:
@@ -379,6 +383,12 @@ class Service:
                 }
             )
 
+    def _can_reload(self, observed: Observed, changes: Sequence[str]) -> bool:
+        """Whether nothing changed but the content of files that a running service can read anew."""
+        files = {f"{self.spec.config_dir}/{item.name}" for item in self.spec.files}
+        runs = observed.health == "healthy" and observed.enabled
+        return bool(self.spec.reload) and runs and bool(changes) and files.issuperset(changes)
+
     def _run_validation(self, wanted: Files) -> None:
         """Run the validation command on the new configuration, in a container made like the service's.
 
@@ -419,8 +429,7 @@ class Service:
 
     # -- apply, verify, undo --------------------------------------------------------------------------------------
 
-    def _replace(self, former: Files, wanted: Files, outcome: Outcome) -> None:
-        good = self._last_good()
+    def _replace(self, former: Files, wanted: Files, good: Files | None, outcome: Outcome) -> None:
         self._write(former, wanted)
         cursor = self._stop()
         if self._start():
@@ -434,6 +443,17 @@ class Service:
             changes=outcome.changes,
             undone=state,
         )
+
+    def _reload(self, former: Files, wanted: Files) -> bool:
+        """Have the service read its files anew; false when it does not."""
+        for path, version in wanted.items():
+            if former.get(path) != version:
+                # In place: the container has this very file, whatever its name leads to later.
+                self.host.path(path).write_text(version.content, encoding="utf-8")
+        if self._systemctl("reload", self.spec.unit, required=False).rc != 0:
+            return False
+        self._remember(wanted)
+        return True
 
     def _await_start(self) -> None:
         """Nothing to change, but a start is under way: let it end."""

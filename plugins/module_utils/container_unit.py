@@ -207,6 +207,7 @@ class ContainerSpec:
     pids_limit: int = 256
     start_timeout: int = 60
     stop_timeout: int = 20
+    reload: str = ""
 
     @property
     def container(self) -> str:
@@ -279,6 +280,7 @@ class ContainerSpec:
             pids_limit=params["pids_limit"],
             start_timeout=params["start_timeout"],
             stop_timeout=params["stop_timeout"],
+            reload=params["reload"],
         )
         validate(spec)
         return spec
@@ -471,6 +473,7 @@ def render_unit(spec: ContainerSpec, fingerprint: str) -> str:
         *start,
         f"ExecStart={DOCKER} start --attach {spec.container}",
         f"ExecStartPost={AWAIT_HEALTHY} {spec.container} {spec.start_timeout}",
+        *(["ExecReload=" + command(DOCKER, "exec", spec.container, "sh", "-c", spec.reload)] if spec.reload else []),
         f"ExecStop={DOCKER} stop --time={spec.stop_timeout} {spec.container}",
         "ExecStopPost=-" + command("/bin/sh", "-c", remove_stale),
         # 143 is the answer to SIGTERM: how a program without a handler of its own stops.
@@ -505,7 +508,8 @@ def fingerprint_of(spec: ContainerSpec, image_id: str, secrets: dict[str, str], 
     """
     document = {
         "unit": render_unit(spec, fingerprint=""),
-        "files": {item.name: item.content for item in spec.files},
+        # What is read anew is no reason to make the container anew.
+        "files": {} if spec.reload else {item.name: item.content for item in spec.files},
         "secrets": secrets,
         "image": image_id,
     }

@@ -149,6 +149,12 @@ options:
     description: Seconds that the service may take to stop before it is killed.
     type: int
     default: 20
+  reload:
+    description:
+      - Shell command, run in the container, that has it read O(files) anew and returns when it has. With one, new
+        content of files alone does not restart it.
+    type: str
+    default: ""
   validate:
     description: Command that checks the new configuration in a one-off container before anything is written.
     type: list
@@ -249,6 +255,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     },
     "start_timeout": {"type": "int", "default": 60},
     "stop_timeout": {"type": "int", "default": 20},
+    "reload": {"type": "str", "default": ""},
     "validate": {"type": "list", "elements": "str", "default": []},
 }
 

@@ -27,6 +27,7 @@ class Machine:
         becomes_healthy: decides from the text of a unit whether its container becomes healthy.
         validation_error: what the validation command says when it refuses; empty when it accepts.
         engine: whether docker answers.
+        reloads: whether the command of a unit's reload ends well.
         commands: every command that was run.
         containers: containers by name, as ``docker inspect`` tells of them.
         active: units that are active.
@@ -38,6 +39,7 @@ class Machine:
     becomes_healthy: Callable[[str], bool] = _always_healthy
     validation_error: str = ""
     engine: bool = True
+    reloads: bool = True
     commands: list[list[str]] = field(default_factory=list)
     containers: dict[str, dict[str, Any]] = field(default_factory=dict)
     active: set[str] = field(default_factory=set)
@@ -92,6 +94,8 @@ class Machine:
                 self.enabled.discard(unit)
             case ["stop", _]:
                 self._stop(unit)
+            case ["reload", _]:
+                return CommandResult(0 if unit in self.active and self.reloads else 1, "", "")
             case ["start", _]:
                 return CommandResult(0, "", "") if unit in self.active else self._start(unit)
         return CommandResult(0, "", "")

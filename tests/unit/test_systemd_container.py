@@ -131,6 +131,59 @@ class TestApply:
         assert tree(machine) == before
 
 
+class TestReload:
+    """A service that can read its files anew."""
+
+    @staticmethod
+    def reloading(machine: Machine, content: str, **changes: Any) -> Service:
+        files = (ConfigFile("web.conf", content, "/etc/web.conf"),)
+        return service(machine, **{"reload": "kill -HUP 1", "files": files, **changes})
+
+    def test_new_content_of_a_file_restarts_nothing_and_is_in_the_file_that_the_container_has(
+        self, machine: Machine
+    ) -> None:
+        self.reloading(machine, "port = 80\n").apply()
+        path = machine.root / "etc/mlops/web/web.conf"
+        file = path.stat().st_ino
+        assert self.reloading(machine, "port = 8\n").apply().changes == ["/etc/mlops/web/web.conf"]
+        assert (path.read_text(), path.stat().st_ino, machine.starts()) == ("port = 8\n", file, 1)
+        assert ["systemctl", "reload", "mlops-web.service"] in machine.commands
+        assert self.reloading(machine, "port = 8\n").apply().changes == []
+
+    def test_what_is_wrong_is_refused_before_it_is_written(self, machine: Machine) -> None:
+        self.reloading(machine, "port = 80\n").apply()
+        machine.validation_error = "no such port"
+        wrong = self.reloading(machine, "port = 0\n")
+        wrong.validate = ["web", "-t"]
+        with pytest.raises(ServiceError, match="no such port"):
+            wrong.apply()
+        assert machine.host.read("/etc/mlops/web/web.conf") == "port = 80\n"
+
+    @pytest.mark.parametrize("changes", [{"memory": "512m"}, {"image": "image:2"}, {"files": ()}])
+    def test_anything_else_restarts_it(self, machine: Machine, changes: dict[str, Any]) -> None:
+        self.reloading(machine, "port = 80\n").apply()
+        self.reloading(machine, "port = 81\n", **changes).apply()
+        assert machine.starts() == 2
+
+    def test_one_that_does_not_read_them_is_restarted(self, machine: Machine) -> None:
+        self.reloading(machine, "port = 80\n").apply()
+        machine.reloads = False
+        self.reloading(machine, "port = 81\n").apply()
+        assert machine.starts() == 2
+
+    def test_a_file_that_somebody_else_replaced_is_not_what_the_container_has(self, machine: Machine) -> None:
+        self.reloading(machine, "port = 80\n").apply()
+        machine.host.write("/etc/mlops/web/web.conf", "port = 82\n", 0o644)
+        self.reloading(machine, "port = 81\n").apply()
+        assert machine.starts() == 2
+
+    def test_a_run_that_died_before_the_reload_is_finished_by_the_next(self, machine: Machine) -> None:
+        self.reloading(machine, "port = 80\n").apply()
+        machine.host.path("/etc/mlops/web/web.conf").write_text("port = 81\n")
+        assert self.reloading(machine, "port = 81\n").apply().changes == ["not reloaded"]
+        assert machine.starts() == 2
+
+
 class TestShared:
     """The target, the health watch and the script that waits: one of each for all services."""
 
