@@ -13,9 +13,9 @@ def requests(matchers: str = "") -> str:
     return f"rate(model_server_requests_total{matchers}[{RATE}])"
 
 
-def quantile(of: float, stage: str) -> str:
+def quantile(of: float, stage: str, by: str = "") -> str:
     """A quantile of the seconds that requests spend in a stage: ``queue``, ``predict``, or ``invocation`` for all."""
-    return f"histogram_quantile({of}, sum by (le) (rate(model_server_{stage}_seconds_bucket[{RATE}])))"
+    return f"histogram_quantile({of}, sum by ({by}le) (rate(model_server_{stage}_seconds_bucket[{RATE}])))"
 
 
 def mean(stage: str) -> str:
@@ -32,8 +32,8 @@ ERROR_SHARE = parts.share(f"sum({requests(ERRORS_5XX)})", f"sum({requests()})")
 REFUSED_SHARE = parts.share(f"sum({requests(ERRORS_4XX)})", f"sum({requests()})")
 
 # Recorded by Prometheus, for the alerts too.
-DRIFT = "version_feature:model_drift:psi1d"
-OBSERVED = "version_feature:model_observations:increase1d"
+DRIFT = "model_server_version_feature:model_drift:psi1d"
+OBSERVED = "model_server_version_feature:model_observations:increase1d"
 DRIFT_LEVELS = (GREEN, 0.1, YELLOW, 0.25, RED)
 NO_DRIFT = "no requests in a day, or a model without a profile"
 
@@ -126,6 +126,38 @@ def dashboard() -> Dashboard:
                 ],
             ),
             (
+                "Which model is it?",
+                [
+                    parts.graph(
+                        "Requests by model",
+                        "Predictions asked for per second, by the model server that was asked.",
+                        (f"sum by (model_server) ({requests()})", "{{model_server}}"),
+                        unit="reqps",
+                        span=8,
+                        stack=True,
+                    ),
+                    parts.graph(
+                        "Server errors by model",
+                        "Requests per second that were answered with 5xx.",
+                        (
+                            parts.otherwise(f"sum by (model_server) ({requests(ERRORS_5XX)})", "model_server", "none"),
+                            "{{model_server}}",
+                        ),
+                        unit="reqps",
+                        span=8,
+                    ),
+                    parts.graph(
+                        "Time to answer by model, p99",
+                        "99 of 100 requests are answered within this time.",
+                        (quantile(0.99, "invocation", "model_server, "), "{{model_server}}"),
+                        unit="s",
+                        levels=(GREEN, 1, RED),
+                        none="no requests",
+                        span=8,
+                    ),
+                ],
+            ),
+            (
                 "Where does the time go?",
                 [
                     parts.graph(
@@ -183,7 +215,10 @@ def dashboard() -> Dashboard:
                     parts.graph(
                         "Predictions by version",
                         "Rows answered per second by each version; a switch hands them over.",
-                        (f"sum by (version) (rate(model_server_predictions_total[{RATE}]))", "version {{version}}"),
+                        (
+                            f"sum by (model_server, version) (rate(model_server_predictions_total[{RATE}]))",
+                            "{{model_server}} {{version}}",
+                        ),
                         unit="rowsps",
                         span=8,
                         stack=True,
@@ -217,7 +252,7 @@ def dashboard() -> Dashboard:
                         "Drift by feature",
                         "Population stability index of the last day against the training data. Below 0.1 nothing "
                         "changed, above 0.25 much did.",
-                        (DRIFT, "{{feature}}, version {{version}}"),
+                        (DRIFT, "{{feature}}, {{model_server}} {{version}}"),
                         unit="none",
                         levels=DRIFT_LEVELS,
                         none=NO_DRIFT,
@@ -225,7 +260,7 @@ def dashboard() -> Dashboard:
                     parts.graph(
                         "Observations",
                         "Inputs and outputs counted in the last day. With fewer than 500 the index is noise.",
-                        (OBSERVED, "{{feature}}, version {{version}}"),
+                        (OBSERVED, "{{feature}}, {{model_server}} {{version}}"),
                         unit="short",
                         none=NO_DRIFT,
                     ),

@@ -70,7 +70,10 @@ def dashboard() -> Dashboard:
                     parts.number(
                         "In service for",
                         "Since the server loaded this version.",
-                        ("time() - max(model_server_model_loaded_timestamp_seconds > 0)", "age"),
+                        (
+                            "time() - max by (model_server) (model_server_model_loaded_timestamp_seconds > 0)",
+                            "{{model_server}}",
+                        ),
                         unit="s",
                         trend=False,
                         none="no model",
@@ -199,7 +202,7 @@ def dashboard() -> Dashboard:
                         "Drift",
                         "Population stability index of the last day against the training data, by feature. Below 0.1 "
                         "nothing changed, above 0.25 much did: look at the inputs, and train anew.",
-                        (application.DRIFT, "{{feature}}, version {{version}}"),
+                        (application.DRIFT, "{{feature}}, {{model_server}} {{version}}"),
                         more="mlops-application",
                         unit="none",
                         levels=application.DRIFT_LEVELS,

@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import requests
 from conftest import PlaybookRun, container_ids, healthy_services, run_playbook, steady_client, wait_until
 from testinfra.host import Host
 
+# MLflow warns about its own type hints.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 MODELS = [
     {"name": "code-search"},
     {"name": "Model B", "workers": 1, "preload_model": True},
-    {"name": "model-c", "workers": 1, "preload_model": True, "version": "1"},
+    {"name": "model-c", "workers": 1, "preload_model": True, "version": "1", "memory": "600m"},
 ]
 QUESTION = {"inputs": ["parse json"]}
+MORE = {"inputs": ["more"]}
+
+# It takes memory without end when it is asked for more.
+HOG = """\
+import mlflow
+
+
+class Hog(mlflow.pyfunc.PythonModel):
+    def predict(self, model_input: list[str]) -> list[str]:
+        kept = []
+        while "more" in model_input:
+            kept.append(b"x" * 10_000_000)
+        return model_input
+
+
+mlflow.models.set_model(Hog())
+"""
 
 
 def serve(*models: dict[str, Any]) -> PlaybookRun:
@@ -28,33 +50,54 @@ def serve(*models: dict[str, Any]) -> PlaybookRun:
     return result
 
 
-def invoke(api_url: str, model: str) -> requests.Response:
+def invoke(api_url: str, model: str, body: object = QUESTION) -> requests.Response:
     """What a model says to a question."""
-    return requests.post(f"{api_url}/models/{model}/invocations", json=QUESTION, timeout=30)
+    return requests.post(f"{api_url}/models/{model}/invocations", json=body, timeout=70)
+
+
+def log_hog(mlflow_url: str, code: Path, name: str) -> None:
+    """Log and register it, as its users would."""
+    mlflow.set_tracking_uri(mlflow_url)
+    mlflow.set_experiment("models")
+    with mlflow.start_run():
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=code,
+            registered_model_name=name,
+            pip_requirements=["pandas"],
+            input_example=["q"],
+        )
+
+
+def await_model(api_url: str, model: str) -> None:
+    """Wait until a model is served."""
+    ready = f"{api_url}/models/{model}/ready"
+    wait_until(lambda: requests.get(ready, timeout=10).status_code == 200, 90, f"{model} is served")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def registered(mlflow_url: str) -> Iterator[None]:
-    """Have copies of the code search model under other names; afterwards serve the one model again."""
+def registered(mlflow_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have a copy of the code search model and one that takes all memory; afterwards serve the one model again."""
     result = run_playbook("site.yml", "--tags", "serve,train", "--extra-vars", "training_only_when_missing=true")
     assert result.status == 0, result.output
     api = f"{mlflow_url}/api/2.0/mlflow"
     champion = {"name": "code-search", "alias": "champion"}
     version = requests.get(f"{api}/registered-models/alias", params=champion, timeout=30).json()["model_version"]
-    copies = [str(model["name"]) for model in MODELS[1:]]
+    copy, hog = (str(model["name"]) for model in MODELS[1:])
+    code = tmp_path_factory.mktemp("hog") / "hog.py"
+    code.write_text(HOG)
     try:
-        for name in copies:
-            source = {"name": name, "source": f"models:/code-search/{version['version']}"}
-            for path, body in (
-                ("registered-models/create", {"name": name}),
-                ("model-versions/create", source),
-                ("registered-models/alias", {"name": name, "alias": "champion", "version": "1"}),
-            ):
-                requests.post(f"{api}/{path}", json=body, timeout=30).raise_for_status()
+        for path, body in (
+            ("registered-models/create", {"name": copy}),
+            ("model-versions/create", {"name": copy, "source": f"models:/code-search/{version['version']}"}),
+            ("registered-models/alias", {"name": copy, "alias": "champion", "version": "1"}),
+        ):
+            requests.post(f"{api}/{path}", json=body, timeout=30).raise_for_status()
+        log_hog(mlflow_url, code, hog)
         yield
     finally:
         result = run_playbook("site.yml")
-        for name in copies:
+        for name in (copy, hog):
             requests.delete(f"{api}/registered-models/delete", json={"name": name}, timeout=30)
     assert result.status == 0, result.output
 
@@ -66,15 +109,10 @@ def test_one_more_restarts_nothing_fails_no_request_and_answers_at_its_name(host
         serve(*MODELS)
     assert failed == []
     assert container_ids(host).items() >= before.items()
-    for model in ("Model B", "model-c"):
-        wait_until(
-            lambda name=model: requests.get(f"{api_url}/models/{name}/ready", timeout=10).status_code == 200,
-            90,
-            f"{model} is served",
-        )
-        assert (
-            invoke(api_url, model).json() == requests.post(f"{api_url}/invocations", json=QUESTION, timeout=30).json()
-        )
+    as_served = invoke(api_url, "code-search").json()
+    for model, answer in (("Model B", as_served), ("model-c", {"predictions": QUESTION["inputs"]})):
+        await_model(api_url, model)
+        assert invoke(api_url, model).json() == answer
         assert requests.get(f"{api_url}/models/{model}", timeout=10).json()["name"] == model
 
 
@@ -86,6 +124,18 @@ def test_all_are_listed_and_an_unknown_one_is_told_as_json(api_url: str) -> None
     for path in ("/models/nobody/invocations", "/models/model-c/metrics", "/v2/models/nobody/infer", "/.model/0"):
         answer = requests.get(f"{api_url}{path}", timeout=10)
         assert (answer.status_code, answer.json()["error_code"]) == (404, "NOT_FOUND"), path
+
+
+def test_one_that_its_memory_limit_kills_again_and_again_harms_no_other(host: Host, api_url: str) -> None:
+    began = int(host.check_output("date +%s"))
+    with steady_client(api_url) as failed, steady_client(f"{api_url}/models/Model B") as failed_of_another:
+        for _ in range(3):
+            await_model(api_url, "model-c")
+            assert invoke(api_url, "model-c", MORE).status_code == 502
+        await_model(api_url, "model-c")
+    assert failed == failed_of_another == []
+    said = host.check_output(f"journalctl --unit=mlops-serving-model-c --since=@{began} --output=cat")
+    assert said.count("out of memory") >= 3, f"its own unit says why:\n{said}"
 
 
 def test_one_that_does_not_run_is_listed_as_such_and_the_others_answer(host: Host, api_url: str) -> None:
