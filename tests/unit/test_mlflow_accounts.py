@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import load_plugin
+from role_variables import rendered
 
 accounts = load_plugin("modules/mlflow_accounts.py")
 
@@ -80,3 +81,16 @@ def test_check_mode_tells_the_same_and_changes_nothing() -> None:
     assert told == ["role reader", "permissions of role reader", "account mallory removed", "account grace",
                     "roles of grace"]  # fmt: skip
     assert server.calls == []
+
+
+def test_the_model_server_reads_every_model_that_is_served_and_no_other() -> None:
+    models = [{"name": "wine"}, {"name": "churn", "version": "@live"}]
+    assert rendered("mlflow", "__mlflow_roles")["serving"]["registered_model"] == {"code-search": "READ"}
+    roles = rendered("mlflow", "__mlflow_roles", serving_models=models)
+    assert roles["serving"]["registered_model"] == {"wine": "READ", "churn": "READ"}
+
+
+def test_an_alias_that_is_followed_is_moved_by_releasers_only() -> None:
+    models = [{"name": "wine"}, {"name": "churn", "version": "@live"}, {"name": "fixed", "version": "3"}]
+    assert rendered("mlflow", "__mlflow_release_aliases") == ["champion", "approved"]
+    assert rendered("mlflow", "__mlflow_release_aliases", serving_models=models) == ["champion", "approved", "live"]
