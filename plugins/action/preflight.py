@@ -718,6 +718,7 @@ class ActionModule(ActionBase):
         disk_free_mb: free space, in MB, that the host must have; by path.
         store: ``wanted``, where MLflow's data are to be; ``change``, what to do when they are elsewhere now.
         model_uri: what the model server is to serve.
+        registry: ``url`` of the host's MLflow, and the ``alias`` of registered models that are to be served too.
         packages: Debian packages that the host is to have.
         files: files of the host to tell the content of.
         units: units of the host that are to run.
@@ -778,10 +779,14 @@ class ActionModule(ActionBase):
                 "files": arguments["files"],
                 "units": arguments["units"],
                 "untouched": sorted(set(wanted_services({"all"}, *groups)) - set(services)) if services else [],
+                "registry": arguments["registry"] if _is_on(values, "serving_registered_models") else {},
             },
             task_vars=task_vars,
         )
         if not result.get("failed"):
+            listed = values.get("serving_models") or []
+            others = set(result["registered_models"]) - {entry["name"] for entry in listed}
+            _refuse(wrong_models([*listed, *({"name": name} for name in sorted(others))]))
             result["ansible_facts"] = {
                 "mlops_services": services,
                 "mlops_packages_missing": result.pop("packages_missing"),
@@ -790,6 +795,7 @@ class ActionModule(ActionBase):
                 "mlops_images_present": result.pop("images_present"),
                 "mlops_images_listed": result.pop("images_listed"),
                 "mlops_networks_present": result.pop("networks_present"),
+                "mlops_registered_models": result.pop("registered_models"),
                 "mlops_services_present": result.pop("services_present"),
                 "mlops_engine_present": result.pop("engine_present"),
                 "mlops_store": result.pop("store"),

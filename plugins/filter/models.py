@@ -35,13 +35,16 @@ def model_uri(name: str, version: object) -> str:
     return f"models:/{name}{separator}{version}"
 
 
-def model_servers(models: Iterable[Mapping[str, Any]], uri: str, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+def model_servers(
+    models: Iterable[Mapping[str, Any]], uri: str, settings: Mapping[str, Any], registered: Iterable[str] = ()
+) -> list[dict[str, Any]]:
     """The model servers of a host, one for each model.
 
     Args:
         models: the setting ``serving_models``; empty for the one model of the other settings.
         uri: that one model, as MLflow writes it.
         settings: what an entry has that says nothing of it.
+        registered: further models.
 
     Returns:
         For each model its entry with these settings, and ``name`` (the registered model), ``uri``, ``service`` (the
@@ -51,8 +54,10 @@ def model_servers(models: Iterable[Mapping[str, Any]], uri: str, settings: Mappi
         AnsibleFilterError: a name that leaves nothing to name a unit by.
     """
     one = {"name": re.sub(r"^models:/([^/@]*).*$", r"\1", uri), "uri": uri}
+    entries = list(models or [one])
+    named = {entry["name"] for entry in entries}
     servers: list[dict[str, Any]] = []
-    for entry in models or [one]:
+    for entry in [*entries, *({"name": name} for name in registered if name not in named)]:
         server = {**settings, **{key: value for key, value in entry.items() if value is not None}}
         server["uri"] = server.get("uri") or model_uri(server["name"], server["version"])
         server["service"] = f"{SERVICE}-{model_slug(server['name'])}" if servers else SERVICE

@@ -7,12 +7,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.mlflow_api import MlflowError, Server
 
 DOCUMENTATION = r"""
 module: preflight
@@ -53,6 +56,12 @@ options:
     type: list
     elements: str
     default: []
+  registry:
+    description:
+      - Whose registered models to tell, as C({url, alias}), the address of the host's MLflow and the alias that they
+        have to have; empty for none.
+    type: dict
+    default: {}
 attributes:
   check_mode: {support: full, description: It only looks.}
 author: [The mlops-appliance authors]
@@ -93,6 +102,11 @@ services_present:
   returned: success
   type: list
   elements: str
+registered_models:
+  description: Models with the alias of O(registry), or those that are served, when MLflow does not answer.
+  returned: success
+  type: list
+  elements: str
 engine_present:
   description: Whether a container engine answers on the host.
   returned: success
@@ -110,6 +124,8 @@ SUPPORTED = {"debian": 13}
 
 # Written by the role mlflow when MLflow is healthy on its store.
 STORE_FILE = Path("/var/lib/mlops/mlflow-store")
+# The password of MLflow's administrator, made by the role mlflow.
+ADMINISTRATOR = Path("/etc/mlops/secrets/mlflow_admin_password")
 # Written by the role components.
 COMPONENTS = Path("/var/lib/mlops/components")
 STORE_NAMES = {"sqlite": "SQLite", "postgres": "the appliance's PostgreSQL"}
@@ -205,6 +221,37 @@ def full_disks(wanted: Mapping[str, int]) -> list[str]:
     return complaints
 
 
+def registered_models(server: Server, alias: str) -> list[str]:
+    """Names of the registered models that have an alias.
+
+    Raises:
+        MlflowError: MLflow does not answer.
+    """
+    names: list[str] = []
+    token = ""
+    while True:
+        found = server.ask("GET", "registered-models/search", max_results=1000, page_token=token)
+        names += [
+            model["name"]
+            for model in found.get("registered_models", [])
+            if alias in {given["alias"] for given in model.get("aliases", [])}
+        ]
+        token = found.get("next_page_token", "")
+        if not token:
+            return sorted(names)
+
+
+def served_models(units: Mapping[str, str]) -> list[str]:
+    """Names of the models that the host's model servers are for.
+
+    Args:
+        units: texts of the appliance's units by name.
+    """
+    servers = (text for name, text in units.items() if re.match(r"mlops-serving\b", name))
+    words = (shlex.split(line) for text in servers for line in text.splitlines() if "docker create" in line)
+    return sorted({word.partition("MODEL_NAME=")[2] for line in words for word in line if "=MODEL_NAME=" in word})
+
+
 def missing_packages(wanted: Iterable[str], listed: str) -> list[str]:
     """Packages that are not installed.
 
@@ -275,6 +322,7 @@ def main() -> None:
             "files": {"type": "list", "elements": "path", "default": []},
             "units": {"type": "list", "elements": "str", "default": []},
             "untouched": {"type": "list", "elements": "str", "default": []},
+            "registry": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
@@ -320,6 +368,15 @@ def main() -> None:
         complaints += refused_store(present, store["wanted"], store["change"])
     if complaints:
         module.fail_json(msg="Nothing was changed. " + "\n".join(complaints))
+    registry, registered = module.params["registry"], []
+    if registry:
+        # Without a login MLflow does not look at it.
+        password = ADMINISTRATOR.read_text(encoding="utf-8") if ADMINISTRATOR.exists() else ""
+        server = Server(registry["url"], "admin", password)
+        try:
+            registered = registered_models(server, registry["alias"])
+        except MlflowError:
+            registered = served_models(written)
     shown = "--showformat=${Package} ${db:Status-Status}\n"
     listed = module.run_command(["dpkg-query", "--show", shown, *module.params["packages"]])[1]
     module.exit_json(
@@ -333,6 +390,7 @@ def main() -> None:
         images_present=images,
         images_listed=listed_images(COMPONENTS),
         networks_present=networks,
+        registered_models=registered,
         services_present=sorted(unit.removeprefix("mlops-") for unit in written),
         store=present,
     )

@@ -523,6 +523,51 @@ class TestHost:
         assert preflight.full_disks({str(tmp_path): 0}) == []
 
 
+class TestModels:
+    """Which models a host serves that its inventory does not name."""
+
+    def test_those_with_the_alias_on_every_page_of_the_registry(self) -> None:
+        class Registry:
+            """Answers as MLflow does."""
+
+            PAGES: ClassVar = {
+                "": [("wine", "champion"), ("draft", "challenger")],
+                "2": [("churn", "champion")],
+            }
+
+            def ask(self, _method: str, _call: str, **arguments: Any) -> dict[str, Any]:
+                models = [
+                    {"name": name, "aliases": [{"alias": alias, "version": "1"}]}
+                    for name, alias in self.PAGES[arguments["page_token"]]
+                ]
+                page = {"registered_models": [*models, {"name": "new"}]}
+                return page if arguments["page_token"] else {**page, "next_page_token": "2"}
+
+        assert preflight.registered_models(Registry(), "champion") == ["churn", "wine"]
+
+    def test_those_that_are_served_when_nobody_can_be_asked(self) -> None:
+        create = 'ExecStartPre=/usr/bin/docker create "--env=MODEL_NAME={}" --env=MODEL_URI=models:/x image:1\n'
+        units = {
+            "mlops-serving": create.format("code-search"),
+            "mlops-serving-model-b": create.format("Model B"),
+            "mlops-serving-model-b_2": create.format("Model B"),
+            "mlops-mlflow": "ExecStartPre=/usr/bin/docker create image:1\n",
+        }
+        assert preflight.served_models(units) == ["Model B", "code-search"]
+
+    def test_one_that_is_listed_is_served_as_listed_and_the_others_follow(self) -> None:
+        servers = load_plugin("filter/models.py").model_servers(
+            [{"name": "wine", "version": "3"}],
+            "models:/x@champion",
+            {"version": "@champion", "replicas": 1},
+            ["churn", "wine"],
+        )
+        assert [(server["uri"], server["service"]) for server in servers] == [
+            ("models:/wine/3", "serving"),
+            ("models:/churn@champion", "serving-churn"),
+        ]
+
+
 class TestStore:
     """No run begins on another database than the one with the data, unasked."""
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 MODELS = [
     {"name": "code-search"},
-    {"name": "Model B", "workers": 1, "preload_model": True},
+    {"name": "Model B"},
     {"name": "model-c", "workers": 1, "preload_model": True, "version": "1", "memory": "600m"},
 ]
 QUESTION = {"inputs": ["parse json"]}
@@ -41,10 +41,15 @@ mlflow.models.set_model(Hog())
 """
 
 
-def serve(*models: dict[str, Any]) -> PlaybookRun:
-    """Have these models served."""
-    # Tests of one address.
-    settings = {"serving_models": models, "nginx_api_rate": 10000, "nginx_api_burst": 10000}
+def serve(*models: dict[str, Any], registered: bool = False) -> PlaybookRun:
+    """Have these models served, and all that are registered too."""
+    settings = {
+        "serving_models": models,
+        "serving_registered_models": registered,
+        # Tests of one address.
+        "nginx_api_rate": 10000,
+        "nginx_api_burst": 10000,
+    }
     result = run_playbook("site.yml", "--tags", "serve", "--extra-vars", json.dumps(settings))
     assert result.status == 0, result.output
     return result
@@ -103,12 +108,18 @@ def registered(mlflow_url: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def test_one_more_restarts_nothing_fails_no_request_and_answers_at_its_name(host: Host, api_url: str) -> None:
-    serve(*MODELS[:2])
+    serve(registered=True)
+    names = [model["name"] for model in requests.get(f"{api_url}/models", timeout=10).json()["models"]]
+    assert names[0] == "code-search"
+    assert "Model B" in names
+    assert "model-c" not in names, "it has no alias"
     before = container_ids(host)
     with steady_client(api_url) as failed:
         serve(*MODELS)
     assert failed == []
-    assert container_ids(host).items() >= before.items()
+    after = container_ids(host)
+    for service in ("serving", "serving-model-b", "nginx"):
+        assert after[service] == before[service]
     as_served = invoke(api_url, "code-search").json()
     for model, answer in (("Model B", as_served), ("model-c", {"predictions": QUESTION["inputs"]})):
         await_model(api_url, model)
