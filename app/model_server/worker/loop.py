@@ -360,7 +360,9 @@ class Loop:
             events = self._epoll.poll(max(0.0, self._next_look() - perf_counter()), _MOST_EVENTS)
         if not events:
             self._active.clear()
-        for descriptor, happened in events:
+        # Before any of them is attended to: what one closes, the next may give its number to another client.
+        meant = [self._connections.get(descriptor) for descriptor, _ in events]
+        for (descriptor, happened), connection in zip(events, meant, strict=True):
             if len(self._waiting) > self._capacity.waiting and self._has_a_place():
                 # What is not read yet need not be refused: these may be quick.
                 break
@@ -370,7 +372,7 @@ class Loop:
                 self._heed()
             elif self._handover is not None and descriptor == self._handover.fileno():
                 self._adopt()
-            elif connection := self._connections.get(descriptor):
+            elif connection is not None and connection.phase is not Phase.CLOSED:
                 self._attend(connection, happened)
         self._keep_time(perf_counter())
 

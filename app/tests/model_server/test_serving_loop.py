@@ -684,6 +684,41 @@ def test_an_event_of_a_former_connection_costs_the_one_that_has_its_number_nothi
     assert client.get(b"second").status == 200
 
 
+def test_a_client_that_leaves_while_another_comes_takes_nobody_along() -> None:
+    """Of some events, the first closes a connection, and the last has its number, another's by then."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    loop = Loop(Told(), [listener], Seats(1), 0, CAPACITY, LIMITS, Growth(share_of(1)))
+    leaves = socket.create_connection(listener.getsockname())
+    loop._look()
+    (number,) = loop._connections
+    comes = socket.create_connection(listener.getsockname())
+
+    class Events:
+        """What epoll tells, once."""
+
+        def __init__(self, epoll: select.epoll) -> None:
+            self._epoll = epoll
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._epoll, name)
+
+        def poll(self, _seconds: float, _most: int) -> list[tuple[int, int]]:
+            return [
+                (number, select.EPOLLRDHUP),
+                (listener.fileno(), select.EPOLLIN),
+                (number, select.EPOLLRDHUP),
+            ]
+
+    epoll, loop._epoll = loop._epoll, Events(loop._epoll)  # type: ignore[assignment]
+    loop._look()
+    loop._epoll = epoll
+    assert [connection.sock.getpeername() for connection in loop._connections.values()] == [comes.getsockname()]
+    assert list(loop._connections) == [number], "the system gives the lowest number that is free"
+    for opened in (leaves, comes, listener, *loop._connections.values()):
+        opened.close()
+
+
 # --- large requests ------------------------------------------------------------------------------------------------
 
 
