@@ -205,7 +205,7 @@ class ContainerSpec:
     memory: str = "256m"
     cpus: float = 1.0
     pids_limit: int = 256
-    start_timeout: int = 60
+    start_timeout: int = 300
     stop_timeout: int = 20
     reload: str = ""
 

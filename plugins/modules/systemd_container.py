@@ -142,9 +142,11 @@ options:
       timeout: {description: Seconds after which a check has failed., type: int, default: 5}
       retries: {description: Failed checks in a row that make it unhealthy., type: int, default: 3}
   start_timeout:
-    description: Seconds that the service may take to become healthy.
+    description:
+      - Seconds that the service may take to become healthy, on a slow and busy machine too. One that ends is noticed at
+        once.
     type: int
-    default: 60
+    default: 300
   stop_timeout:
     description: Seconds that the service may take to stop before it is killed.
     type: int
@@ -253,7 +255,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "retries": {"type": "int", "default": 3},
         },
     },
-    "start_timeout": {"type": "int", "default": 60},
+    "start_timeout": {"type": "int", "default": 300},
     "stop_timeout": {"type": "int", "default": 20},
     "reload": {"type": "str", "default": ""},
     "validate": {"type": "list", "elements": "str", "default": []},

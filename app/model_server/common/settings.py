@@ -108,7 +108,7 @@ class Settings:
             request_timeout=source.get("SERVING_REQUEST_TIMEOUT_SECONDS", "30", _seconds(0.05, 3600)),
             shutdown_timeout=source.get("SERVING_SHUTDOWN_TIMEOUT_SECONDS", "30", _seconds(1, 3600)),
             refresh_interval=source.get("SERVING_MODEL_REFRESH_SECONDS", "10", _seconds(0.1, 86400)),
-            start_timeout=source.get("SERVING_MODEL_START_TIMEOUT_SECONDS", "120", _seconds(1, 3600)),
+            start_timeout=source.get("SERVING_MODEL_START_TIMEOUT_SECONDS", "300", _seconds(1, 3600)),
             require_signature=require_signature,
             signing_key=signing_key,
             debug=source.get("SERVING_DEBUG", "false", _boolean),
