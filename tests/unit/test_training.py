@@ -81,6 +81,21 @@ class TestSettings:
             assert without[name] == "", name
         assert without["appliance-training"], "a playbook trains without a schedule, too"
 
+    def test_the_unit_brings_the_account_which_a_reboot_took(self) -> None:
+        def unit(**settings: Any) -> str:
+            files = rendered("training", "__training_units", **SETTINGS | settings, training_schedule="daily")
+            return str(files[0]["content"])
+
+        (mounted,) = (
+            option for option in rendered("training", "__training_run", **SETTINGS) if option.endswith("credentials:ro")
+        )
+        brought = re.findall(r"^ExecStartPre=/usr/bin/install (.*)$", unit(), flags=re.MULTILINE)
+        assert [command.split()[-1] for command in brought] == [
+            *("/run/mlops/training", mounted.removeprefix("--volume=").partition(":")[0]),
+        ]
+        assert "--owner=10011 --group=10011 --mode=0400 /etc/mlops/secrets/mlflow_training_credentials" in brought[1]
+        assert "install" not in unit(mlflow_login=False)
+
     def test_a_host_that_no_longer_trains_loses_its_schedule_alone(self) -> None:
         files = rendered("training", "__training_files", **SETTINGS | {"mlops_services": []})
         assert not any(file["content"] for file in files)
@@ -102,11 +117,11 @@ class Host:
         path.write_text(f'#!/bin/sh\necho "{name} $*" >> {self.asked}\n{script}\n')
         path.chmod(0o755)
 
-    def configure(self, run: str = "exit 0", sign: Sequence[str] = (), has_account: bool = False) -> None:
+    def configure(self, run: str = "exit 0", sign: Sequence[str] = ()) -> None:
         file = self.root / "etc/mlops/training/training.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         tell = ["docker", "kill", "mlops-serving"]
-        settings = {"run": ["docker", "run", run], "has_account": has_account, "sign": sign, "tell": tell}
+        settings = {"run": ["docker", "run", run], "sign": sign, "tell": tell}
         file.write_text(json.dumps({**settings, "schedule": "daily"}))
 
     def begin(self, command: str, **environment: str) -> subprocess.Popen[str]:
@@ -202,21 +217,6 @@ class TestRun:
             assert process.wait(120) == 143
         assert host.was_asked("docker")[-1] == "docker rm --force --volumes mlops-training"
         assert host.metrics("mlops_training")["mlops_training_last_run_success"] == 0
-
-    def test_the_account_is_brought_to_where_the_run_alone_reads_it(
-        self, host: Host, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        secret = host.root / "etc/mlops/secrets" / program.ACCOUNT
-        secret.parent.mkdir()
-        secret.write_text("the account")
-        monkeypatch.setattr(program, "USER", os.getuid())
-        host.configure(has_account=True)
-        for _ in range(2):
-            program.Training(host.root).train()
-        copy = host.root / "run/mlops/training/mlflow_credentials"
-        assert copy.read_text() == "the account"
-        assert copy.stat().st_mode & 0o777 == 0o400
-        assert copy.parent.stat().st_mode & 0o777 == 0o700
 
 
 class TestSchedule:

@@ -25,9 +25,6 @@ from pathlib import Path
 
 DOCKER = "docker"
 CONTAINER = "mlops-training"
-# Who a training run is, in its container.
-USER = 10011
-ACCOUNT = "mlflow_training_credentials"
 # What systemd-analyze says of a calendar expression; the line in UTC is the last one, on a host with another time too.
 NEXT = re.compile(r"Next elapse:.*?([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:]{8})(?:\.[0-9]+)? UTC", re.DOTALL)
 # When a run is due of an expression whose times are all past.
@@ -46,14 +43,12 @@ class Settings:
 
     Attributes:
         run: the command of a run, which ends with it.
-        has_account: whether MLflow has an account for the run.
         sign: the command that signs what the run approved of; empty where nothing is signed.
         tell: the command by which model servers hear of it; empty where there are none.
         schedule: when the timer starts a run, as systemd's ``OnCalendar`` has it; empty without one.
     """
 
     run: list[str]
-    has_account: bool
     sign: list[str]
     tell: list[str]
     schedule: str
@@ -69,7 +64,6 @@ class Training:
     def __init__(self, root: Path = Path("/")) -> None:
         configuration = root / "etc/mlops/training/training.json"
         self.settings = Settings(**json.loads(configuration.read_text(encoding="utf-8")))
-        self.secret = root / "etc/mlops/secrets" / ACCOUNT
         self.place = root / "run/mlops"
         metrics = root / "var/lib/mlops/metrics"
         self.last_run = metrics / "mlops_training.prom"
@@ -88,7 +82,6 @@ class Training:
         with self._alone():
             ended_well = False
             try:
-                self._bring_account()
                 self._call("the run", self.settings.run)
                 self._call("signing", self.settings.sign)
                 ended_well = True
@@ -143,19 +136,6 @@ class Training:
 
     def _remove_container(self) -> None:
         subprocess.run([DOCKER, "rm", "--force", "--volumes", CONTAINER], capture_output=True, check=False)
-
-    def _bring_account(self) -> None:
-        """Copy the account, in memory, to where a run reads it; the secret itself is root's alone."""
-        if not self.settings.has_account:
-            return
-        place = self.place / "training"
-        place.mkdir(mode=0o700, exist_ok=True)
-        os.chown(place, USER, USER)
-        copy = place / "mlflow_credentials"
-        copy.unlink(missing_ok=True)
-        with os.fdopen(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "wb") as stream:
-            os.fchown(stream.fileno(), USER, USER)
-            stream.write(self.secret.read_bytes())
 
     def _note(self, file: Path, metrics: Mapping[str, float]) -> None:
         """Write these metrics, and keep the others of the file."""
