@@ -722,6 +722,7 @@ class ActionModule(ActionBase):
         packages: Debian packages that the host is to have.
         files: files of the host to tell the content of.
         units: units of the host that are to run.
+        calendars: when something is to happen, by setting; empty for what is to happen never.
     """
 
     _supports_check_mode = True
@@ -733,8 +734,11 @@ class ActionModule(ActionBase):
         specs = role_options(Path(task_vars["role_path"]).parent)
         tags = task_vars["ansible_run_tags"]
         groups = task_vars["group_names"], arguments["profiles"], arguments["service_groups"]
-        services = wanted_services(tags, *groups)
         values = self._values(task_vars, specs)
+        services = wanted_services(tags, *groups)
+        if services and values.get("training_schedule") and "training" not in services:
+            # Whatever the tags: its timer has to find its image.
+            services.append("training")
         complaints = [
             *unknown_tags(tags, arguments["profiles"]),
             *missing_groups(tags, task_vars["groups"], arguments["profile_groups"]),
@@ -778,6 +782,7 @@ class ActionModule(ActionBase):
                 "packages": arguments["packages"],
                 "files": arguments["files"],
                 "units": arguments["units"],
+                "calendars": {setting: str(time) for setting, time in arguments["calendars"].items() if time},
                 "untouched": sorted(set(wanted_services({"all"}, *groups)) - set(services)) if services else [],
                 "registry": arguments["registry"] if _is_on(values, "serving_registered_models") else {},
             },

@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
@@ -21,7 +23,7 @@ module: appliance_status
 short_description: Tell how the services of an appliance are
 description:
   - Looks at every unit of the appliance, at its container and at the model that is served, and tells what the last
-    check for known holes found. Changes nothing.
+    check for known holes found and what the schedule of training does. Changes nothing.
 options: {}
 attributes:
   check_mode: {support: full, description: It only looks.}
@@ -68,6 +70,9 @@ MODEL_PORT = 8000
 MODEL_TIMEOUT = 3
 # Written by the role components.
 COMPONENTS_STATUS = "/var/lib/mlops/components/status"
+# Written by the role training, where it has a schedule.
+TRAINING_METRICS = "/var/lib/mlops/metrics/mlops_training_schedule.prom"
+TRAINING_TIMER = f"{PREFIX}-training.timer"
 PROPERTIES = "Id,ActiveState,UnitFileState,StateChangeTimestamp,NRestarts,Result"
 
 
@@ -220,9 +225,25 @@ def table(rows: Iterable[Unit | Model], kind: type[Unit | Model]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
+def training_schedule(host: Host) -> str:
+    """When the schedule's next training run is due, and how its last one ended."""
+    lines = (host.read(TRAINING_METRICS) or "").splitlines()
+    values = {name.removeprefix("mlops_training_schedule_"): value for name, value in map(str.split, lines)}
+    due, ended = (float(values.get(f"{name}_timestamp_seconds", 0)) for name in ("due", "last_run"))
+    said = f"Training is due {_moment(due) if due < math.inf else 'never again'}"
+    if not ended:
+        return f"{said}; the schedule has had no run yet."
+    how = "ended well" if float(values["last_run_success"]) else "failed"
+    age = timedelta(minutes=(time.time() - ended) // 60)
+    return f"{said}; the schedule's last run {how} {_moment(ended)}, {str(age).removesuffix(':00')} hours ago."
+
+
 def _time(stamp: str) -> str:
     # As systemd shows it with --timestamp=unix; empty for a unit that never changed its state.
-    seconds = int(stamp.removeprefix("@") or 0)
+    return _moment(int(stamp.removeprefix("@") or 0))
+
+
+def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S") if seconds else NOTHING
 
 
@@ -246,6 +267,8 @@ def look(host: Host) -> dict[str, Any]:
         lines += ["", *table(models, Model)]
     if known := host.read(COMPONENTS_STATUS):
         lines += ["", *known.splitlines()]
+    if any(row.unit == TRAINING_TIMER and row.state == "active" for row in rows):
+        lines += ["", training_schedule(host)]
     if not rows:
         problems = ["there is no appliance on this host: site.yml makes it so"]
     elif all(row.state == "down" for row in rows):

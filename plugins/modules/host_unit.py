@@ -20,7 +20,9 @@ description:
   - One task instead of one for each file, because a task costs a third of a second whether it changes anything or not.
 options:
   unit:
-    description: Unit to enable and start, a timer or a service. It restarts when its own file changes.
+    description:
+      - Unit to enable and start, a timer or a service. It restarts when its own file changes.
+      - When its own file is one to remove, it is stopped and disabled.
     type: str
     required: true
   run:
@@ -28,13 +30,13 @@ options:
     type: str
     default: ""
   files:
-    description: Files to write, units among them.
+    description: Files to write or remove, units among them.
     type: list
     elements: dict
     required: true
     suboptions:
       path: {description: Absolute path., type: path, required: true}
-      content: {description: The whole text., type: str, required: true}
+      content: {description: The whole text. Without it the file is removed., type: str, default: ""}
       mode: {description: Permission bits., type: str, default: "0644"}
   secrets:
     description: Secret files, kept in C(/etc/mlops/secrets/) with mode 0600.
@@ -80,7 +82,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
         "required": True,
         "options": {
             "path": {"type": "path", "required": True},
-            "content": {"type": "str", "required": True},
+            "content": {"type": "str", "default": ""},
             "mode": {"type": "str", "default": "0644"},
         },
     },
@@ -136,8 +138,13 @@ def make_so(
         else:
             host.write(path, content, mode)
 
+    own_file = f"{UNIT_DIR}/{unit}"
+    is_wanted = all(file["content"] for file in files if file["path"] == own_file)
+    if not is_wanted and not check_mode and host.read(own_file) is not None:
+        # As long as systemd knows it.
+        _systemctl(host, "disable", "--now", unit)
     for file in files:
-        provide(file["path"], file["content"], int(file["mode"], 8), secret=False)
+        provide(file["path"], file["content"] or None, int(file["mode"], 8), secret=False)
     for secret in secrets:
         path = f"{SECRETS_DIR}/{secret['name']}"
         content = secret["content"] or None
@@ -148,10 +155,11 @@ def make_so(
             host.write(f"{path}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}", host.read(path) or "", 0o600)
         provide(path, content, 0o600, secret=True)
 
-    own_file_changed = f"{UNIT_DIR}/{unit}" in changes
     shown_unit = host.run(["systemctl", "show", "--property=ActiveState,UnitFileState", unit]).out
     state = dict(line.split("=", 1) for line in shown_unit.splitlines() if "=" in line)
-    enabled, active = state.get("UnitFileState") == "enabled", state.get("ActiveState") == "active"
+    enabled = not is_wanted or state.get("UnitFileState") == "enabled"
+    active = not is_wanted or state.get("ActiveState") == "active"
+    changed_itself = is_wanted and own_file in changes
     changes += [reason for reason, applies in (("not enabled", not enabled), ("not running", not active)) if applies]
     if run and host.run(["systemctl", "is-failed", run]).rc == 0:
         changes.append("failed")
@@ -165,7 +173,7 @@ def make_so(
         finally:
             if not enabled:
                 _systemctl(host, "enable", unit)
-            if own_file_changed or not active:
+            if changed_itself or not active:
                 _systemctl(host, "restart", unit)
     return {"changed": bool(changes), "changes": changes, "diff": diff}
 

@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,6 +60,10 @@ options:
     description:
       - Whose registered models to tell, as C({url, alias}), the address of the host's MLflow and the alias that they
         have to have; empty for none.
+    type: dict
+    default: {}
+  calendars:
+    description: When something is to happen, as systemd's C(OnCalendar) has it, by the setting that says so.
     type: dict
     default: {}
 attributes:
@@ -252,6 +256,22 @@ def served_models(units: Mapping[str, str]) -> list[str]:
     return sorted({word.partition("MODEL_NAME=")[2] for line in words for word in line if "=MODEL_NAME=" in word})
 
 
+def wrong_calendars(calendars: Mapping[str, str], run: Callable[[list[str]], tuple[int, str, str]]) -> list[str]:
+    """Complaints about times that the host's systemd does not understand.
+
+    Args:
+        calendars: calendar expressions by the setting that has them.
+        run: what runs a command and returns its status, its output and its error output.
+    """
+    answers = {setting: run(["systemd-analyze", "calendar", "--", time]) for setting, time in calendars.items()}
+    return [
+        f"{setting}: {calendars[setting]!r} is no time to systemd: {error.strip().splitlines()[-1]}: give one such as "
+        "daily, '*-*-* 03:00:00' or 'Mon..Fri 03:00'; `systemd-analyze calendar` tells what it understands."
+        for setting, (status, _, error) in answers.items()
+        if status != 0
+    ]
+
+
 def missing_packages(wanted: Iterable[str], listed: str) -> list[str]:
     """Packages that are not installed.
 
@@ -323,6 +343,7 @@ def main() -> None:
             "units": {"type": "list", "elements": "str", "default": []},
             "untouched": {"type": "list", "elements": "str", "default": []},
             "registry": {"type": "dict", "default": {}},
+            "calendars": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
@@ -330,6 +351,7 @@ def main() -> None:
     if os.geteuid() != 0:
         complaints.append("ansible_user: tasks need root on the host: log in as root or set ansible_become: true.")
     complaints += full_disks(module.params["disk_free_mb"])
+    complaints += wrong_calendars(module.params["calendars"], module.run_command)
 
     ours: set[int] = set()
     engine_present = False

@@ -216,6 +216,46 @@ def test_what_the_last_check_for_known_holes_found_is_a_line(machine: Machine) -
     assert machine.look()["lines"][-1] == "Known holes in 3 images, checked: never."
 
 
+class TestTrainingSchedule:
+    TIMER = "mlops-training.timer"
+
+    @pytest.fixture
+    def scheduled(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+        monkeypatch.setattr(appliance_status.time, "time", lambda: 1795450896.0)
+        machine.unit(self.TIMER)
+        return machine
+
+    @staticmethod
+    def leave(machine: Machine, **metrics: float) -> None:
+        file = machine.root / "var/lib/mlops/metrics/mlops_training_schedule.prom"
+        file.parent.mkdir(parents=True)
+        file.write_text("".join(f"mlops_training_schedule_{name} {value}\n" for name, value in metrics.items()))
+
+    def test_before_its_first_run_it_says_when_that_is_due(self, scheduled: Machine) -> None:
+        self.leave(scheduled, due_timestamp_seconds=1795460000)
+        line = scheduled.look()["lines"][-1]
+        assert line.startswith("Training is due 2026-11-23 ")
+        assert line.endswith("; the schedule has had no run yet.")
+
+    @pytest.mark.parametrize(("success", "how"), [(1, "ended well"), (0, "failed")])
+    def test_result_and_age_of_its_last_run_are_said(self, scheduled: Machine, success: int, how: str) -> None:
+        ended = 1795450896 - 26 * 3600 - 300
+        self.leave(
+            scheduled,
+            due_timestamp_seconds=float("inf"),
+            last_run_timestamp_seconds=ended,
+            last_run_success=success,
+        )
+        line = scheduled.look()["lines"][-1]
+        assert line.startswith(f"Training is due never again; the schedule's last run {how} 2026-11-2")
+        assert line.endswith(", 1 day, 2:05 hours ago.")
+
+    def test_one_that_was_stopped_on_purpose_is_not_due(self, scheduled: Machine) -> None:
+        scheduled.unit(self.TIMER, "inactive", "disabled")
+        self.leave(scheduled, due_timestamp_seconds=1795460000)
+        assert not any("Training" in line for line in scheduled.look()["lines"])
+
+
 @pytest.mark.parametrize("name", ["mlops-mlflow:3d6c", "registry.example:5000/team/mlflow@sha256:3d6c"])
 def test_an_image_is_shown_by_its_name_without_tag_or_digest(machine: Machine, name: str) -> None:
     machine.unit("mlops-mlflow.service")

@@ -117,6 +117,21 @@ def test_a_secret_without_content_is_removed(machine: Machine) -> None:
     assert machine.host.read("/etc/mlops/secrets/credentials") is None
 
 
+def test_files_without_content_are_removed_and_so_is_the_unit_whose_file_that_is(machine: Machine) -> None:
+    gone = [{**FILES[0], "content": ""}, FILES[1]]
+    assert machine.apply(gone)["changes"] == ["/usr/local/bin/sweep"], "a unit that never was"
+    assert machine.commands == []
+    machine.apply()
+    assert machine.apply(gone, check_mode=True)["changes"] == [TIMER]
+    assert machine.commands == []
+    result = machine.apply(gone)
+    assert result["changes"] == [TIMER]
+    assert result["diff"][0]["after"] == ""
+    assert machine.commands == ["disable --now sweep.timer", "daemon-reload"]
+    assert machine.host.read(TIMER) is None
+    assert machine.apply(gone)["changed"] is False
+
+
 def test_what_systemd_refuses_is_said(machine: Machine) -> None:
     machine.refuses = "enable"
     with pytest.raises(host_unit.UnitError, match="no such unit"):

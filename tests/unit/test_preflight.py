@@ -522,6 +522,16 @@ class TestHost:
         assert complaint.startswith("preflight_disk_free_mb: ")
         assert preflight.full_disks({str(tmp_path): 0}) == []
 
+    def test_a_time_that_systemd_does_not_understand_is_named_with_its_setting_and_the_reason(self) -> None:
+        def systemd(command: list[str]) -> tuple[int, str, str]:
+            assert command[:3] == ["systemd-analyze", "calendar", "--"]
+            return (0, "", "") if command[3] == "daily" else (1, "", "Failed to parse calendar specification")
+
+        calendars = {"backup_schedule": "daily", "training_schedule": "nightly"}
+        (complaint,) = preflight.wrong_calendars(calendars, systemd)
+        assert complaint.startswith("training_schedule: 'nightly' is no time to systemd: Failed to parse")
+        assert "'*-*-* 03:00:00'" in complaint
+
 
 class TestModels:
     """Which models a host serves that its inventory does not name."""
@@ -810,24 +820,3 @@ class TestRoles:
         }:
             read |= more
         assert {home[name] for name in read if not name.startswith("mlops_")} <= roles
-
-    def test_the_training_container_is_confined_like_the_services(self) -> None:
-        # It runs once and is gone, so a test on the host could not look at it.
-        tasks = yaml.safe_load((ROLES / "training" / "tasks" / "main.yml").read_text())
-        (options,) = (
-            task["community.docker.docker_container"]
-            for outer in tasks
-            for task in outer.get("block", [outer])
-            if "community.docker.docker_container" in task
-        )
-        assert options["user"] == "10011:10011"
-        assert options["cap_drop"] == ["ALL"]
-        assert options["security_opts"] == ["no-new-privileges"]
-        assert options["read_only"] is True
-        assert options["memory"] == options["memory_swap"]
-        assert options["cpus"]
-        assert options["pids_limit"] <= 512
-        assert all("size=" in place for place in options["tmpfs"])
-        assert not {"capabilities", "privileged"} & options.keys()
-        assert [network["name"] for network in options["networks"]] == ["mlops"]
-        assert options["networks"][0]["mac_address"].startswith("{{ __host_mac_addresses.training }}:")

@@ -85,10 +85,11 @@ class TestRefusal:
                 "postgres_password: it begins or ends with a space, or holds a line break",
             ),
             (["--extra-vars", "grafana_admin_password=xyz"], "grafana_admin_password: Grafana refuses a password"),
+            (["--extra-vars", "training_schedule=nightly"], "training_schedule: 'nightly' is no time to systemd"),
         ],
         ids=[
             *("tag", "misspelt", "mistyped", "missing CA file", "no disk", "port in use", "no port"),
-            *("password of two lines", "password that Grafana refuses"),
+            *("password of two lines", "password that Grafana refuses", "no time"),
         ],
     )
     def test_wrong_input_changes_nothing(

@@ -1,8 +1,9 @@
-"""A project of one's own is trained on the host, recorded, and promoted only when it is better."""
+"""A project of one's own is trained on the host, recorded, and promoted only when it is better; also on a schedule."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,10 @@ from testinfra.host import Host
 Site = Callable[..., PlaybookRun]
 MODEL = "project-test"
 DATA = "/var/lib/project-test"
+# Not while this is tested.
+SCHEDULE = "*-01-01 00:00:00"
+TIMER = "mlops-training.timer"
+METRICS = "/var/lib/mlops/metrics/mlops_training_schedule.prom"
 
 TRAIN = """\
 import argparse, pathlib, mlflow
@@ -58,14 +63,21 @@ def variables(host: Host, tmp_path_factory: pytest.TempPathFactory, mlflow_url: 
         "training_model_name": MODEL,
         "training_data": DATA,
         "training_gate": {"metric": "rmse", "direction": "minimize"},
+        "training_schedule": SCHEDULE,
         "commit": commit.stdout.strip(),
     }
-    host.run(f"rm -rf {DATA} /var/lib/mlops/projects/{MODEL}")
+    host.run(f"systemctl disable --now {TIMER}; rm -f /etc/systemd/system/mlops-training.* {METRICS}")
+    host.run(f"systemctl daemon-reload; rm -rf {DATA} /var/lib/mlops/projects/{MODEL}")
     client = MlflowClient(mlflow_url)
     if client.search_registered_models(f"name = '{MODEL}'"):
         client.delete_registered_model(MODEL)
     if experiment := client.get_experiment_by_name(MODEL):
         client.delete_experiment(experiment.experiment_id)
+
+
+def scheduled_metrics(host: Host) -> dict[str, float]:
+    lines = host.check_output(f"cat {METRICS}").splitlines()
+    return {name.removeprefix("mlops_training_schedule_"): float(value) for name, value in map(str.split, lines)}
 
 
 def train(variables: dict[str, object], rmse: object) -> PlaybookRun:
@@ -89,12 +101,59 @@ def test_what_is_better_is_promoted_and_what_was_run_is_recorded(variables: dict
     assert run.data.tags["data"] == "a table", "the data are there, and are not written to"
 
 
-def test_a_wrong_parameter_fails_the_run_with_its_reason(variables: dict[str, object], mlflow_url: str) -> None:
+def test_the_schedule_makes_the_same_run_and_tells_what_came_of_it(
+    host: Host, variables: dict[str, object], mlflow_url: str
+) -> None:
+    assert host.check_output(f"systemctl is-active {TIMER}") == "active"
+    assert SCHEDULE in host.check_output(f"systemctl show --property=TimersCalendar {TIMER}")
+    assert scheduled_metrics(host).keys() == {"due_timestamp_seconds"}, "it has made no run yet"
+    began = float(host.check_output("date +%s"))
+    host.check_output("systemctl start mlops-training")
+    client = MlflowClient(mlflow_url)
+    version = client.get_model_version_by_alias(MODEL, "challenger")
+    assert str(version.version) == "3"
+    run = client.get_run(version.run_id)
+    assert run.data.params == {"rmse": "3"}
+    assert run.data.tags["mlflow.source.git.commit"] == variables["commit"]
+    metrics = scheduled_metrics(host)
+    assert metrics["last_run_success"] == 1
+    assert metrics["last_run_timestamp_seconds"] >= began
+    assert metrics["due_timestamp_seconds"] > metrics["last_run_timestamp_seconds"]
+    status = run_playbook("playbooks/status.yml")
+    assert status.status == 0, status.output
+    assert re.search(r"Training is due \d{4}-01-01 .*; the schedule's last run ended well", status.output), (
+        status.output
+    )
+
+
+def test_a_wrong_parameter_fails_the_run_with_its_reason(
+    host: Host, variables: dict[str, object], mlflow_url: str
+) -> None:
+    reason = "training_parameters: rmse is 'much': the project wants a number"
     result = train(variables, "much")
     assert result.status != 0
-    assert "training_parameters: rmse is 'much': the project wants a number" in result.output
+    assert reason in result.output
+    assert host.run("systemctl start mlops-training").rc != 0
+    assert reason in host.check_output("journalctl --unit mlops-training --since -5min --output cat")
+    assert scheduled_metrics(host)["last_run_success"] == 0
+    status = run_playbook("playbooks/status.yml")
+    assert "mlops-training.service has failed (exit-code): journalctl -u mlops-training.service" in status.output
     with pytest.raises(MlflowException):
-        MlflowClient(mlflow_url).get_model_version(MODEL, "3")
+        MlflowClient(mlflow_url).get_model_version(MODEL, "4")
+
+
+def test_the_next_run_of_any_tag_brings_the_schedule_back_and_removes_one_that_is_no_longer_set(
+    host: Host, site: Site, variables: dict[str, object]
+) -> None:
+    # As `make down` leaves it.
+    host.check_output(f"systemctl disable --now {TIMER}")
+    site("--tags", "monitoring", "--extra-vars", json.dumps({**variables, "training_parameters": {"rmse": 3}}))
+    assert host.check_output(f"systemctl is-active {TIMER}") == "active"
+    assert host.check_output(f"systemctl is-enabled {TIMER}") == "enabled"
+    site("--tags", "monitoring")
+    assert host.run("systemctl list-unit-files 'mlops-training.*' --no-legend").stdout == ""
+    assert host.run("systemctl list-timers 'mlops-training*' --all --no-legend").stdout == ""
+    assert not host.file(METRICS).exists
 
 
 def test_of_a_directory_it_is_refused_before_anything_is_changed(failing_site: Site, tmp_path: Path) -> None:
