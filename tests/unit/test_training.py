@@ -191,6 +191,14 @@ class TestRun:
         assert metrics["mlops_training_last_run_success"] == 0
         assert metrics["mlops_training_last_run_timestamp_seconds"] > 1_700_000_000
 
+    def test_what_a_former_version_left_is_taken_over(self, host: Host) -> None:
+        host.configure()
+        file = host.root / "var/lib/mlops/metrics/mlops_training.prom"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("# HELP mlops_training_last_run_success Whether.\nmlops_training_last_run_success 0\n")
+        assert host.run("run") == (0, "")
+        assert host.metrics("mlops_training")["mlops_training_last_run_success"] == 1
+
     def test_a_model_server_that_does_not_run_is_no_failure(self, host: Host) -> None:
         host.stand_in("docker", '[ "$1" != kill ]')
         assert host.run("run")[0] == 0

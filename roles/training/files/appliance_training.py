@@ -140,7 +140,8 @@ class Training:
     def _note(self, file: Path, metrics: Mapping[str, float]) -> None:
         """Write these metrics, and keep the others of the file."""
         former = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        kept = dict(line.split() for line in former)
+        # A former version left comments there.
+        kept = dict(line.split() for line in former if not line.startswith("#"))
         values = kept | {name: _number(value) for name, value in metrics.items()}
         file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         temporary = file.with_suffix(".new")
