@@ -236,16 +236,8 @@ def serve_with_mlflow(place: Place, tracking: str, manager: str, logged: dict[st
 
 def table(rows: Sequence[Row]) -> str:
     """The report, as Markdown."""
-    names = (
-        "packages",
-        "MB downloaded",
-        "environment, s",
-        "alias to answer, s",
-        "next version, s",
-        "same answer",
-        "load",
-    )
-    lines = [f"| flavour | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    names = "flavour", "packages", "MB downloaded", "environment, s", "to answer, s", "next version, s", "equal", "load"
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     lines += [
         f"| {row.flavour} | {row.packages} | {row.megabytes:.0f} | {row.installing:.1f} | {row.first:.1f} | "
         f"{row.second:.1f} | {'yes' if row.equal else 'no'} | {row.load:.1f} |"
