@@ -88,10 +88,7 @@ def _pyfunc(place: Path) -> dict[str, Any]:
 
 
 FLAVOURS: dict[str, tuple[list[str], Callable[[Path], dict[str, Any]]]] = {
-    "sklearn": (
-        ["scikit-learn"],
-        lambda _: {"sk_model": _fitted("sklearn.ensemble", "RandomForestClassifier", n_estimators=20, random_state=7)},
-    ),
+    "sklearn": (["scikit-learn"], lambda _: {"sk_model": _fitted("sklearn.linear_model", "LogisticRegression")}),
     # On Linux the package without suffix brings libraries for a graphics card.
     "xgboost": (["xgboost-cpu", "scikit-learn"], lambda _: {"xgb_model": _fitted("xgboost", "XGBClassifier")}),
     "lightgbm": (

@@ -17,7 +17,6 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -124,6 +123,16 @@ def _first_answer(process: subprocess.Popen[bytes], log: Path, url: str, asked: 
         time.sleep(0.05)
 
 
+def _await(url: str) -> None:
+    """Wait until a service is there."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=10):  # noqa: S310
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"{url} does not answer")
+
+
 def _received() -> int:
     """Bytes that came by the interface that leads outside."""
     routes = [line.split() for line in Path("/proc/net/route").read_text().splitlines()]
@@ -187,8 +196,8 @@ def measure(place: Place, tracking: str, flavour: str) -> tuple[Row, dict[str, A
     )
     row = Row(flavour)
     with service, server as process:
-        while _get(f"{service_url}/health")[0] is None and _get(f"{url}/version")[0] is None:
-            time.sleep(0.1)
+        _await(service_url)
+        _await(url)
         received, start = _received(), time.monotonic()
         client.set_registered_model_alias(flavour, "champion", logged["version"])
         answered = _first_answer(process, log, url, logged["asked"], logged["version"])
@@ -267,8 +276,7 @@ def main() -> None:
         ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), *store],
         MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
     ):
-        while _get(f"{tracking}/version") == (None, ""):
-            time.sleep(0.2)
+        _await(tracking)
         for flavour in arguments.flavours:
             try:
                 row, logged = measure(place, tracking, flavour)
