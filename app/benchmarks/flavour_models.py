@@ -122,7 +122,12 @@ def main(arguments: list[str]) -> None:
         scoring_server.predictions_to_json(mlflow.pyfunc.load_model(info.model_uri).predict(frame), answered)
     version = mlflow.MlflowClient().get_model_version(name, info.registered_model_version)
     asked = {"dataframe_split": frame.to_dict(orient="split", index=False)}
-    told = {"version": str(version.version), "source": version.source, "run_id": version.run_id}
+    told = {
+        "version": str(version.version),
+        "source": version.source,
+        "run_id": version.run_id,
+        "model_id": info.model_id,
+    }
     print(json.dumps({**told, "asked": asked, "answered": json.loads(answered.getvalue())}))
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from model_server.worker.model import alike
 
 from benchmarks.flavour_models import FLAVOURS
@@ -211,7 +212,7 @@ def measure(place: Place, tracking: str, flavour: str) -> tuple[Row, dict[str, A
             row.packages = len([*(volume / digest).glob("lib/*/site-packages/*.dist-info")])
         made = [json.loads(line) for line in (directory / "environments.log").read_text().splitlines() if "{" in line]
         row.installing = sum(line.get("seconds", 0.0) for line in made)
-        again = client.create_model_version(flavour, logged["source"], logged["run_id"])
+        again = client.create_model_version(flavour, logged["source"], logged["run_id"], model_id=logged["model_id"])
         start = time.monotonic()
         client.set_registered_model_alias(flavour, "champion", again.version)
         _first_answer(process, log, url, logged["asked"], str(again.version))
@@ -280,7 +281,7 @@ def main() -> None:
         for flavour in arguments.flavours:
             try:
                 row, logged = measure(place, tracking, flavour)
-            except (RuntimeError, subprocess.CalledProcessError) as error:
+            except (MlflowException, RuntimeError, subprocess.CalledProcessError) as error:
                 print(f"{flavour}: {error}", flush=True)
                 continue
             rows.append(row)
