@@ -35,12 +35,19 @@ def end_strays(is_stray: Callable[[int, int], bool]) -> bool:
     deadline = time.monotonic() + _GIVE_UP_SECONDS
     # Children of what has ended are this process' own at the next look.
     while strays := [pid for pid, session in _children() if is_stray(pid, session)]:
-        for pid in strays:
-            os.kill(pid, signal.SIGKILL)
-        for pid in strays:
+        for pid in [pid for pid in strays if _kill(pid)]:
             os.waitpid(pid, 0)
         if time.monotonic() > deadline:
             return False
+    return True
+
+
+def _kill(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        # Of another user, by a model that may become one.
+        return False
     return True
 
 
@@ -49,7 +56,7 @@ def _children() -> Iterator[tuple[int, int]]:
         # It may have ended meanwhile.
         with contextlib.suppress(OSError):
             # Its name, in parentheses, may have any character.
-            _, parent, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            _, parent, _, session = path.read_text(errors="replace").rpartition(")")[2].split()[:4]
             if int(parent) == os.getpid():
                 yield int(path.parent.name), int(session)
 
