@@ -273,7 +273,7 @@ def test_an_index_that_does_not_answer_is_told_from_a_refusal(
     assert answer["state"] == "unreachable"
     assert "hidden-word" not in service.log.read_text() + answer["reason"]
     index.broken = False
-    service._wait(lambda: service.ask("plain==1.0")["state"] == "ready", "it is tried again")
+    service.wait(lambda: service.ask("plain==1.0")["state"] == "ready", "it is tried again")
 
 
 def test_the_least_recently_used_makes_way_and_what_is_in_use_does_not(start: Callable[..., Service]) -> None:
@@ -295,7 +295,7 @@ def test_the_least_recently_used_makes_way_and_what_is_in_use_does_not(start: Ca
 def test_what_was_under_way_when_it_died_is_gone(start: Callable[..., Service]) -> None:
     service = start()
     service.post("/environments", {"requirements": ["trickling"]})
-    service._wait((service.volume / ".making" / "environment").exists, "it is being made")
+    service.wait((service.volume / ".making" / "environment").exists, "it is being made")
     service.process.kill()
     service.process.wait()
     assert start().left() == {".making"}
