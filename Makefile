@@ -29,8 +29,8 @@ PIP_COMPILE = UV_NO_CONFIG=1 uv pip compile --quiet --upgrade --universal --pyth
 
 .PHONY: help demo demo-down site dev postgres serve train monitoring full dev-postgres dev-full down down-volumes \
 	status components logs shell-train promote wheels token tokens revoke rotate backup restore docker-build test-docker \
-	dashboards test lint unit molecule bench-provision bench-serving bench-hostile bench-appliance setup setup-dev \
-	lock clean
+	dashboards test lint unit molecule bench-provision bench-serving bench-hostile bench-flavours bench-appliance setup \
+	setup-dev lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z %-]*:.*## / { sub(/%/, "SERVICE", $$1); n = split($$1, names, " "); \
@@ -142,6 +142,9 @@ bench-serving: setup-dev  ## Measure the model server beside MLflow's and MLServ
 
 bench-hostile: setup-dev  ## Measure small requests beside hostile ones at the model server
 	.ci/bench-hostile
+
+bench-flavours: setup-dev  ## Measure models of many flavours to their first answer, each with the packages it brings
+	.ci/bench-flavours
 
 bench-appliance: setup  ## Measure the model API through nginx beside the model server itself, on the demo's host
 	.ci/bench-appliance

@@ -59,6 +59,7 @@ class Maker(threading.Thread):
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._compiling: subprocess.Popen[bytes] | None = None
+        self._compiled = ""
 
     def ask(self, request: Request) -> dict[str, Any]:
         """The answer to a request as of now; a new one is begun.
@@ -93,9 +94,7 @@ class Maker(threading.Thread):
         """Make what is asked for until the process ends."""
         while True:
             job = self._waiting.get()
-            if self._compiling is not None:
-                end(self._compiling)
-                self._compiling = None
+            self._end_compiling()
             begun = time.monotonic()
             try:
                 answer = self._make(job)
@@ -123,16 +122,26 @@ class Maker(threading.Thread):
                     # From now on the volume has the answer.
                     del self._jobs[job.key]
             if answer["state"] == "ready":
-                self._compile(answer["environment"])
+                self._compile(answer["environment"], job.request)
 
-    def _compile(self, digest: str) -> None:
-        """Write the environment's bytecode until somebody else asks, which its next start is quicker by.
+    def _end_compiling(self) -> None:
+        if self._compiling is not None:
+            end(self._compiling)
+            self._store.share_bytecode(self._compiled)
+            self._compiling = None
 
-        Nothing is run for it. All at once it would take longer than the installation.
+    def _compile(self, digest: str, request: Request) -> None:
+        """Write the environment's bytecode until somebody else asks.
+
+        Nothing is run for it. All at once it would take longer than the installation. What only the model has comes
+        first: it is there when workers, which load it all at the same time, have imported what they need themselves.
         """
-        libraries = self._store.root / digest / "lib"
+        own = [str(path) for path in self._store.packages(digest, request.own())]
+        self._compiled = digest
+        libraries = str(self._store.root / digest / "lib")
+        command = [sys.executable, "-m", "compileall", "-q", "-x", "/tests?/"]
         self._compiling = subprocess.Popen(
-            ["nice", "--adjustment=19", sys.executable, "-m", "compileall", "-q", "-x", "/tests?/", str(libraries)],
+            ["nice", "--adjustment=19", *command, *own, libraries],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import NormalizedName, canonicalize_name
 
 _MOST_LINES = 500
 _LONGEST_LINE = 500
@@ -66,6 +67,12 @@ class Request:
         kept = tuple(line for line in self.requirements if not _is_mlflow(line))
         has_need = any(map(_is_mlflow, self.needs))
         return Request(kept, self.needs, self.full_mlflow) if has_need and kept != self.requirements else None
+
+    def own(self) -> set[NormalizedName]:
+        """Names of the packages that are required and no need: those of the model or the project."""
+        both = self.requirements, self.needs
+        required, needed = ({canonicalize_name(Requirement(line).name) for line in lines} for lines in both)
+        return required - needed
 
     def mlflow(self) -> str:
         """The line by which the requirements name MLflow."""

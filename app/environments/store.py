@@ -10,14 +10,18 @@ Layout below the directory::
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from packaging.utils import NormalizedName, canonicalize_name
 
 from environments.requirements import Refused
 
@@ -57,6 +61,36 @@ class Store:
     def has(self, digest: str) -> bool:
         """Whether there is such an environment."""
         return bool(_DIGEST.fullmatch(digest)) and (self.root / digest / "bin" / "python").exists()
+
+    def packages(self, digest: str, names: set[NormalizedName]) -> list[Path]:
+        """The directories that packages of an environment are in, as far as their own lists tell.
+
+        Args:
+            digest: of the environment.
+            names: of the packages, normalized.
+        """
+        found = set[Path]()
+        for libraries in (self.root / digest / "lib").glob("python*/site-packages"):
+            for package in metadata.distributions(path=[str(libraries)]):
+                # A wheel may have anything in its lists.
+                with contextlib.suppress(Exception):
+                    if canonicalize_name(package.name) in names:
+                        tops = {file.parts[0] for file in package.files or () if file.suffix == ".py"}
+                        found |= {libraries / top for top in tops if top.isidentifier()}
+        return sorted(found)
+
+    def share_bytecode(self, digest: str) -> None:
+        """Put an environment's bytecode beside the sources in uv's cache: what is linked from there later has it."""
+        for libraries in (self.root / digest / "lib").glob("python*/site-packages"):
+            for source in (self.cache / "archive-v0").glob("*/**/*.py"):
+                place = Path(*source.relative_to(self.cache).parts[2:])
+                # Wheels may have files of the same name.
+                with contextlib.suppress(OSError):
+                    if source.samefile(libraries / place):
+                        for bytecode in (libraries / place).parent.glob(f"__pycache__/{source.stem}.*.pyc"):
+                            shared = source.parent / "__pycache__" / bytecode.name
+                            shared.parent.mkdir(exist_ok=True)
+                            shared.hardlink_to(bytecode)
 
     def use(self, digest: str) -> bool:
         """Note that an environment is used now; false where there is none."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_server.common import situation
+from model_server.common import processes, situation
 from model_server.common.contract import (
     LISTENERS_VARIABLE,
     MODEL_VARIABLE,
@@ -25,7 +28,14 @@ from model_server.common.environment import PYTHON_VARIABLE, VARIABLE, Environme
 from model_server.common.settings import Settings
 from model_server.common.store import StoredModel
 
+_logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.1
+_LAST_WORDS_SECONDS = 5.0
 _ONE_THREAD_EACH = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_changing = threading.Lock()
+_running: set[int] = set()
+"""Process ids of the Gunicorns."""
 
 
 @dataclass(frozen=True)
@@ -74,32 +84,40 @@ class Generation:
         """Why it could not serve, as far as it could say."""
         self.failure_kind = "start"
         """The same for the metric: ``start``, or ``signature``."""
+        self._settings = settings
         self._workers = settings.processes
         self._notify = notify
+        self._scratch = tempfile.TemporaryDirectory(prefix="model-server-version-", ignore_cleanup_errors=True)
         reading, writing = os.pipe()
         awaiting, opening = os.pipe()
         self._opening = os.fdopen(opening, "wb")
         command = [python or sys.executable, "-m", "gunicorn", "--config", "python:model_server.worker.gunicorn_config"]
         try:
-            self._process = subprocess.Popen(
-                [*command, "model_server.worker.wsgi:application"],
-                env={
-                    **child_environment(settings, model, replaces),
-                    LISTENERS_VARIABLE: ",".join(map(str, listeners)),
-                    REPORT_VARIABLE: str(writing),
-                    OPENING_VARIABLE: str(awaiting),
-                    situation.PATH_VARIABLE: str(situation_path),
-                    VARIABLE: environment.to_json(),
-                },
-                pass_fds=(*listeners, writing, awaiting),
-                stdin=subprocess.DEVNULL,
-                # A group of its own: a terminal's Ctrl-C reaches the supervisor alone, and stragglers can be found.
-                start_new_session=True,
-            )
+            with _changing:
+                self._process = subprocess.Popen(
+                    [*command, "model_server.worker.wsgi:application"],
+                    env={
+                        **child_environment(settings, model, replaces),
+                        LISTENERS_VARIABLE: ",".join(map(str, listeners)),
+                        REPORT_VARIABLE: str(writing),
+                        OPENING_VARIABLE: str(awaiting),
+                        situation.PATH_VARIABLE: str(situation_path),
+                        VARIABLE: environment.to_json(),
+                        # What a model leaves there goes with it.
+                        "TMPDIR": self._scratch.name,
+                    },
+                    pass_fds=(*listeners, writing, awaiting),
+                    stdin=subprocess.DEVNULL,
+                    # A group of its own: a terminal's Ctrl-C reaches the supervisor alone, and stragglers can be found.
+                    start_new_session=True,
+                )
+                _running.add(self._process.pid)
         finally:
             os.close(writing)
             os.close(awaiting)
-        threading.Thread(target=self._watch, args=(reading,), daemon=True).start()
+        listening = threading.Thread(target=self._listen, args=(reading,), daemon=True)
+        listening.start()
+        threading.Thread(target=self._watch, args=(listening,), daemon=True).start()
 
     def __str__(self) -> str:
         return self.model.version.version if self.model else "none"
@@ -127,27 +145,47 @@ class Generation:
         if self._process.poll() is None:
             self._process.send_signal(number)
 
-    def _watch(self, reading: int) -> None:
+    def _listen(self, reading: int) -> None:
         ready = 0
         with os.fdopen(reading) as reports:
             for line in reports:
                 message = json.loads(line)
-                if message["event"] == "failed":
-                    if not self.failure:
-                        self.failure, self.failure_kind = message["reason"], message["kind"]
-                else:
+                if message["event"] == "ready":
                     ready += 1
                     if ready == self._workers:
                         self._notify(Ready(self))
+                    continue
+                if not self.failure:
+                    self.failure, self.failure_kind = message["reason"], message["kind"]
+                if ready < self._workers:
+                    # The others may never be.
+                    self.kill()
+
+    def _watch(self, listening: threading.Thread) -> None:
         status = self._process.wait()
-        self._reap_orphans()
+        if status < 0 and self.is_open:
+            self._await_workers()
+        self._end_strays()
+        self._scratch.cleanup()
+        # Nobody is left who could report.
+        listening.join(_LAST_WORDS_SECONDS)
         self._notify(Exited(self, status))
 
-    def _reap_orphans(self) -> None:
-        """Collect workers that outlived their Gunicorn; as process 1 of a container they are ours."""
-        with contextlib.suppress(ChildProcessError, ProcessLookupError):
-            while True:
-                os.waitpid(-self._process.pid, 0)
+    def _await_workers(self) -> None:
+        """Let workers whose Gunicorn was killed answer what they have."""
+        deadline = time.monotonic() + self._settings.shutdown_timeout
+        with contextlib.suppress(ChildProcessError):
+            while time.monotonic() < deadline:
+                if os.waitpid(-self._process.pid, os.WNOHANG) == (0, 0):
+                    time.sleep(_LOOK_SECONDS)
+
+    def _end_strays(self) -> None:
+        """End what a model has started: without its Gunicorn it is a child of this process, in another session."""
+        with _changing:
+            _running.discard(self._process.pid)
+            own = os.getsid(0)
+            if not processes.end_strays(lambda pid, session: session != own and _running.isdisjoint((pid, session))):
+                _logger.error("processes of a model cannot be ended", extra={"version": str(self)})
 
 
 def child_environment(settings: Settings, model: StoredModel | None, replaces: StoredModel | None) -> dict[str, str]:

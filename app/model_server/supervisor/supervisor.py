@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 
-from model_server.common import logs, metrics
+from model_server.common import logs, metrics, processes
 from model_server.common.environment import Environment
 from model_server.common.settings import Settings
 from model_server.common.situation import Situation
@@ -95,6 +95,8 @@ class Supervisor:
             signal.signal(number, self._on_signal)
         # Who has moved the alias, or signed what was refused, need not wait for the next look.
         signal.signal(signal.SIGHUP, self._on_hangup)
+        # Also where it is not process 1: what a version leaves behind is ended with it.
+        processes.adopt_orphans()
         self._environments.keep_used()
         self._start_best()
         self._refresher.start()
@@ -247,7 +249,7 @@ class Supervisor:
     def _reject(self, generation: Generation, status: int) -> None:
         if self._stopping:
             return
-        reason = generation.failure or f"it ended with status {status}"
+        reason = generation.failure or f"its server {processes.ending(status)} before it was ready"
         self._turn_down(generation.model, reason, generation.failure_kind, _RETRY_REJECTED_SECONDS)
 
     def _turn_down(self, model: StoredModel | None, reason: str, kind: str, seconds: float) -> None:

@@ -282,7 +282,7 @@ class ServedModel:
         try:
             invocation = self.read(protocol.JSON, body)
             answer = json.loads(encoding.dumps(invocation.call()))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             detail = error.detail or error.message if isinstance(error, RequestError) else repr(error)
             self.doubt = f"it does not answer its own input example: {detail}"
             raise ExampleError(self.doubt) from error

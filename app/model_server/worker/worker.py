@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 from types import FrameType
@@ -30,6 +31,8 @@ class LoopWorker(Worker):
     seats: Seats
     """Of all workers of this kind."""
     seat: int
+    ready: mmap.mmap
+    """A byte that Gunicorn sees too: 1 when the model has answered."""
     handover: Handover
     """To the workers of the other kind, and from them."""
     _loop: Loop | None = None

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from environments.requirements import Request
+from environments.store import Store
 from package_index import PackageIndex, wheel
 
 APPLICATION = Path(__file__).resolve().parents[2]
@@ -23,6 +25,7 @@ FILES = dict(
     [
         wheel("plain"),
         wheel("plain", "2.0"),
+        wheel("packed", "1.0", ("plain==1.0",), **{"packed__init.py": b"here = True\n"}),
         wheel("needy", "1.0", ("plain==1.0",)),
         wheel("trickling"),
         wheel("huge", "1.0", (), huge__data=bytes(160 * _MIB)),
@@ -74,7 +77,7 @@ class Service:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "environments"], env=environment, stderr=log, stdout=log
             )
-        self._wait(self._is_alive, "alive")
+        self.wait(self._is_alive, "alive")
 
     def _is_alive(self) -> bool:
         try:
@@ -83,7 +86,7 @@ class Service:
         except OSError:
             return False
 
-    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + 120
         while not condition():
             assert self.process.poll() is None, f"{what}:\n{self.log.read_text()}"
@@ -108,7 +111,7 @@ class Service:
             _, last = self.post("/environments", {"requirements": requirements, "with": needs})
             return last["state"] != "installing"
 
-        self._wait(ended, "an answer")
+        self.wait(ended, "an answer")
         return last
 
     def left(self) -> set[str]:
@@ -150,6 +153,27 @@ def test_an_environment_has_what_was_asked_for(start: Callable[..., Service]) ->
     python = service.volume / made["environment"] / "bin" / "python"
     program = "import needy, importlib.metadata as m; print(m.version('plain'))"
     assert subprocess.check_output([python, "-c", program], text=True).strip() == "1.0"
+
+
+def test_what_is_compiled_once_is_compiled_in_later_environments_too(start: Callable[..., Service]) -> None:
+    service = start()
+
+    def bytecode(environment: str) -> list[Path]:
+        return [*(service.volume / environment / "lib").glob("python*/site-packages/__pycache__/plain.*.pyc")]
+
+    first = service.ask("needy")["environment"]
+    service.wait(lambda: bool(bytecode(first)), "it is compiled after it was asked for")
+    second = service.ask("packed")["environment"]
+    assert first != second
+    assert bytecode(second)[0].samefile(bytecode(first)[0])
+
+
+def test_the_packages_of_the_model_itself_are_compiled_first(start: Callable[..., Service]) -> None:
+    service = start()
+    made = service.ask("packed", "plain", needs=("plain>=1",))["environment"]
+    request = Request.parse({"requirements": ["Packed==1.0", "plain"], "with": ["plain>=1"]})
+    found = Store(service.volume).packages(made, request.own())
+    assert [path.name for path in found] == ["packed"]
 
 
 def test_the_same_lock_is_the_same_environment_and_a_known_request_needs_no_index(
@@ -249,7 +273,7 @@ def test_an_index_that_does_not_answer_is_told_from_a_refusal(
     assert answer["state"] == "unreachable"
     assert "hidden-word" not in service.log.read_text() + answer["reason"]
     index.broken = False
-    service._wait(lambda: service.ask("plain==1.0")["state"] == "ready", "it is tried again")
+    service.wait(lambda: service.ask("plain==1.0")["state"] == "ready", "it is tried again")
 
 
 def test_the_least_recently_used_makes_way_and_what_is_in_use_does_not(start: Callable[..., Service]) -> None:
@@ -271,7 +295,7 @@ def test_the_least_recently_used_makes_way_and_what_is_in_use_does_not(start: Ca
 def test_what_was_under_way_when_it_died_is_gone(start: Callable[..., Service]) -> None:
     service = start()
     service.post("/environments", {"requirements": ["trickling"]})
-    service._wait((service.volume / ".making" / "environment").exists, "it is being made")
+    service.wait((service.volume / ".making" / "environment").exists, "it is being made")
     service.process.kill()
     service.process.wait()
     assert start().left() == {".making"}
