@@ -68,7 +68,7 @@ def take_memory():
 def print_on_and_on():
     def run():
         # Not quite without end: the test keeps it.
-        for _ in range(100_000):
+        for _ in range(2_000):
             print("so it was, and " * 10, flush=True)
 
     threading.Thread(target=run, daemon=True).start()
