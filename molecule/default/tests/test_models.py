@@ -129,6 +129,18 @@ def test_one_more_restarts_nothing_fails_no_request_and_answers_at_its_name(host
 
 # As all others here, so that it keeps its place among them.
 @pytest.mark.usefixtures("host")
+def test_each_speaks_the_open_inference_protocol_at_its_name(api_url: str) -> None:
+    model = f"{api_url}/v2/models/model-c"
+    assert requests.get(f"{model}/ready", timeout=10).status_code == 200
+    (tensor,) = requests.get(model, timeout=10).json()["inputs"]
+    asked = {"name": tensor["name"], "datatype": tensor["datatype"], "shape": [2], "data": ["parse", "json"]}
+    answer = requests.post(f"{model}/infer", json={"inputs": [asked]}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    (output,) = answer.json()["outputs"]
+    assert (output["data"], answer.json()["model_version"]) == (["parse", "json"], "1")
+
+
+@pytest.mark.usefixtures("host")
 def test_all_are_listed_and_an_unknown_one_is_told_as_json(api_url: str) -> None:
     listed = requests.get(f"{api_url}/models", timeout=10).json()["models"]
     assert [(model["name"], model["ready"]) for model in listed] == [(model["name"], True) for model in MODELS]
