@@ -25,7 +25,7 @@ FILES = ROOT / "roles" / "grafana" / "files" / "dashboards"
 VARIABLES = {"$__rate_interval": "60s"}
 LOOK_BACK_SECONDS = 600
 STEP_SECONDS = 15
-METRIC = re.compile(r"(?:node|model_server|flask|mlflow|nginx|prometheus|pg|mlops)_\w+|\w+:\w+:\w+|\bup\b")
+METRIC = re.compile(r"\w+:\w+:\w+|(?:node|model_server|flask|mlflow|nginx|prometheus|pg|mlops)_\w+|\bup\b")
 # Events that did not happen, and have no series until they do.
 EVENTS = {"model_server_model_rejections_total"}
 # A rule over a day is recorded once a minute, after two scrapes.
