@@ -166,6 +166,10 @@ def make_so(
     if not check_mode:
         if any(path.startswith(UNIT_DIR) for path in changes):
             _systemctl(host, "daemon-reload")
+        for path in changes:
+            if path.startswith(UNIT_DIR) and host.read(path) is None:
+                # One that failed last would stay among the failed; what did not is not known any more.
+                host.run(["systemctl", "reset-failed", path.removeprefix(f"{UNIT_DIR}/")])
         try:
             # First: a run of this that is cut off leaves the unit idle, by which the next one knows.
             if run and changes:

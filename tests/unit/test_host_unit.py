@@ -127,7 +127,7 @@ def test_files_without_content_are_removed_and_so_is_the_unit_whose_file_that_is
     result = machine.apply(gone)
     assert result["changes"] == [TIMER]
     assert result["diff"][0]["after"] == ""
-    assert machine.commands == ["disable --now sweep.timer", "daemon-reload"]
+    assert machine.commands == ["disable --now sweep.timer", "daemon-reload", "reset-failed sweep.timer"]
     assert machine.host.read(TIMER) is None
     assert machine.apply(gone)["changed"] is False
 

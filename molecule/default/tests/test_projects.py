@@ -153,6 +153,7 @@ def test_the_next_run_of_any_tag_brings_the_schedule_back_and_removes_one_that_i
     site("--tags", "monitoring")
     assert host.run("systemctl list-unit-files 'mlops-training.*' --no-legend").stdout == ""
     assert host.run("systemctl list-timers 'mlops-training*' --all --no-legend").stdout == ""
+    assert host.run("systemctl list-units 'mlops-training*' --failed --no-legend").stdout == ""
     assert not host.file(METRICS).exists
 
 
