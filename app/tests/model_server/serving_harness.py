@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ def store_model(root: Path, model: Any, version: str = "1", *, name: str = "m", 
     staging = store.stage(meta)
     mlflow.pyfunc.save_model(staging / "model", python_model=python_model, **{"pip_requirements": [], **options})
     return store.commit(meta, staging)
+
+
+def answer_json(handler: BaseHTTPRequestHandler, status: int, content: object) -> None:
+    """Answer for a service that a test stands in for."""
+    body = json.dumps(content).encode()
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
 
 
 @dataclass

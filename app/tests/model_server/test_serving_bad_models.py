@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import threading
@@ -15,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from model_server.common.store import ModelStore, ModelVersion, StoredModel
-from serving_harness import Server, Servers, store_model
+from serving_harness import Server, Servers, answer_json, store_model
 
 pytestmark = pytest.mark.timing
 
@@ -43,11 +42,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         found = {**asdict(self.server.champion), "creation_timestamp": self.server.champion.created}
-        body = json.dumps({"model_version": found}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        answer_json(self, 200, {"model_version": found})
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the library's name
         pass

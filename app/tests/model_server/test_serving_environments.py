@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from model_server.common.signature import sign
 from model_server.supervisor.environment import needs
-from serving_harness import RegisteredModel, Server, Servers, StoredModel, free_port, store_model
+from serving_harness import RegisteredModel, Server, Servers, StoredModel, answer_json, free_port, store_model
 
 pytestmark = pytest.mark.timing
 DIGEST = "0123456789abcdef" * 2
@@ -48,11 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, answer = self.server.answer
         else:
             self.server.used.append(self.path)
-        content = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        answer_json(self, status, answer)
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the library's name
         pass
